@@ -1,0 +1,94 @@
+"""Every bound, each with its reason. Input above one is refused with `TooLarge` before anything is allocated for it.
+
+All sizes that the program allocates follow from a manifest that has passed these bounds; no count inside a payload is
+ever believed. `tests/test_limits.py` tries each one at the limit and one above.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import zstandard
+
+from downlink.errors import Malformed, TooLarge
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# The manifest. The ground holds it in memory before it has decided to trust the sender.
+MANIFEST_BYTES_MAX: Final = 64 * KIB  # packed: 512 named bands, 16 WKTs and 64 pages fit several times over
+MANIFEST_RAW_BYTES_MAX: Final = 512 * KIB  # unpacked msgpack: what zstd may make of those 64 KiB
+TEXT_BYTES_MAX: Final = 256  # one string for people (a name, a tag), in UTF-8
+CRS_BYTES_MAX: Final = 8 * KIB  # WKT of a compound or bound CRS runs to some KiB
+TAGS_MAX: Final = 256  # free tags of a scene
+TAGS_BYTES_MAX: Final = 16 * KIB  # all keys and values of them together, in UTF-8
+SETTINGS_MAX: Final = 32  # how the stream was asked for: a few numbers
+BUNDLE_NAME_CHARS_MAX: Final = 64
+
+# The scene. Together they bound what one accepted manifest can cost the ground.
+SIDE_PX_MAX: Final = 40_000  # one Sentinel-2 strip of two granules, or a large drone mosaic
+BANDS_MAX: Final = 512  # over all grids; the largest imaging spectrometers have some 430
+GRIDS_MAX: Final = 16  # resolutions of one product; Sentinel-2 has 3
+SCENE_RAW_BYTES_MAX: Final = 16 * GIB  # pixels of all grids in their own dtype
+ROW_SAMPLES_MAX: Final = (
+    2**20
+)  # width x bands of a grid: a strip of one tile row is the unit of memory (512 MiB at 16 bit)
+
+# The stream.
+CHUNK_BYTES_MAX: Final = 256 * KIB  # the unit of loss and of acknowledgement: 2 s at 1 Mbit/s
+CHUNKS_MAX: Final = 2**20  # per scene, with pages; 40 MB of ledger at worst
+PAGE_CHUNKS: Final = 16_384  # chunks listed by one page; 7 bytes each at most = 112 KiB, so a page is a chunk as well
+TILE_PX_MAX: Final = 256  # so that 16 bit-packed masks (128 KiB) always fit a chunk
+TILE_PX_MULTIPLE: Final = 32  # the stride of the hyper-latents
+GROUPS_MAX: Final = 64  # layers: one per latent channel at most
+STEP_MIN: Final = 2.0**-20  # the quantiser's step, in units of the pixels: far below any noise ...
+STEP_MAX: Final = 2.0**20  # ... and far above any pixel
+ZSTD_RAW_BYTES_MAX: Final = MIB  # whatever one zstd frame may expand to (side information, masks, manifests)
+
+# Model bundles.
+BUNDLE_JSON_BYTES_MAX: Final = MIB
+
+# The link.
+MESSAGE_BYTES_MAX: Final = MIB  # gRPC's own bound, which holds against gzip bombs as well: never raise it to -1
+UNACKED_CHUNKS_MAX: Final = 64  # the window: 16 MiB in flight at most
+STREAMS_PER_NODE_MAX: Final = 2
+NODES_MAX: Final = 64
+IDLE_STREAM_S: Final = 60.0
+HELLOS_PER_MINUTE_MAX: Final = 10  # per node
+KEEPALIVE_S: Final = 30.0  # the same on both ends, or the server cuts with too_many_pings
+
+
+def at_most(value: int, bound: int, what: str, advice: str) -> None:
+    """Raise `TooLarge` naming the value, the bound and the way out, if `value` is above `bound`."""
+    if value > bound:
+        raise TooLarge(f"{what}: {value} is above the limit of {bound}; {advice}")
+
+
+def expand(frame: bytes, bound: int, what: str) -> bytes:
+    """Decompress the one zstd frame that `frame` is, to at most `bound` bytes (itself at most `ZSTD_RAW_BYTES_MAX`).
+
+    The size in the frame's header is required and checked against our bound before anything is allocated:
+    python-zstandard ignores its own `max_output_size` as soon as a header states a size, and 32 KiB then become a GiB.
+    The frame is then read as a stream that stops one byte past the stated size, because the header may lie. Refuses cut
+    frames, frames without a size, and anything after the frame that would decode to more bytes or is not zstd.
+    """
+    at_most(bound, ZSTD_RAW_BYTES_MAX, f"{what}: the bound on what its zstd frame may hold", "split it")
+    try:
+        parameters = zstandard.get_frame_parameters(frame)
+        size = parameters.content_size
+        if size == zstandard.CONTENTSIZE_UNKNOWN:
+            raise Malformed(f"{what}: its zstd frame does not state its size; write it with the size in the header")
+        at_most(size, bound, f"{what}: bytes stated by its zstd frame", "the writer must keep to the format's bounds")
+        if parameters.dict_id:
+            raise Malformed(f"{what}: its zstd frame asks for dictionary {parameters.dict_id}, the format has none")
+        window = max(KIB, 2 * bound)  # a frame may round its window up to the next power of two, never beyond
+        with zstandard.ZstdDecompressor(max_window_size=window).stream_reader(frame, read_across_frames=True) as reader:
+            raw = reader.read(size + 1)
+    except zstandard.ZstdError as error:
+        raise Malformed(f"{what}: not a zstd frame ({error}); the writer must follow docs/format.md") from error
+    if len(raw) != size:
+        raise Malformed(
+            f"{what}: its zstd frame states {size} bytes and holds {'more' if len(raw) > size else len(raw)}"
+        )
+    return raw
