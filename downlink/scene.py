@@ -1,7 +1,7 @@
 """What a scene is: one or more grids of bands, each with its place on Earth, and what its source says about it.
 
 A grid is a stack of bands of one pixel size and dtype; Sentinel-2 is one scene of three grids. Arrays are
-(bands, height, width). The structs are the wire form too (positional, see `docs/format.md`): never reorder their fields.
+(bands, height, width). The structs are the wire form too (positional, `docs/format.md`): never reorder their fields.
 
 **`Scene.name` is for people. It is never a path, nor any part of one**: it comes from the peer, may hold `/` or `..`,
 and two scenes may share it. Files are named by the scene id, which is hex. The same goes for every string here.

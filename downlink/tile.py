@@ -1,8 +1,8 @@
 """How a grid is cut into tiles: windows, halos and slices. Pure geometry, no pixels.
 
-A tile's *core* is its own square of pixels; cores cover the grid once. A *halo* is a window around a core, clipped at the
-grid's edges. The *coded* size is the core's size rounded up to a multiple of 32, which the networks' strides need; what lies
-beyond the core there is padding. Rows before columns everywhere: (row, col), (height, width).
+A tile's *core* is its own square of pixels; cores cover the grid once. A *halo* is a window around a core, clipped at
+the grid's edges. The *coded* size is the core's size rounded up to a multiple of 32, which the networks' strides need;
+what lies beyond the core there is padding. Rows before columns everywhere: (row, col), (height, width).
 
 Geometry comes from a validated manifest; nonsense here is a caller's bug and raises ValueError or IndexError.
 """
