@@ -16,6 +16,7 @@ exactly the chunks they should.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
@@ -227,9 +228,11 @@ class ChunkList:
     @classmethod
     def of(cls, chunks: Iterable[bytes]) -> ChunkList:
         """The list of these chunks: all of a stream's but its pages, in index order."""
-        facts = [(len(chunk), crc32c(chunk)) for chunk in chunks]
-        both = np.array(facts, np.uint32).reshape(-1, 2)
-        return cls(both[:, 0].copy(), both[:, 1].copy())
+        lengths, crcs = array("L"), array("L")  # no objects per chunk: there may be a million
+        for chunk in chunks:
+            lengths.append(len(chunk))
+            crcs.append(crc32c(chunk))
+        return cls(np.array(lengths, np.uint32), np.array(crcs, np.uint32))
 
     @property
     def payload_bytes(self) -> int:
