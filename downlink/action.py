@@ -1,0 +1,124 @@
+"""What a session asks of whoever runs it: say this, store that, end the stream.
+
+Values, made by `downlink.session` and carried out by the nodes in the order given. Those that say "answer with" are
+done when the named method of the session has been called with the outcome.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from downlink.frame import EdgeFrame, GroundFrame, Refusal
+from downlink.incoming import Incoming
+
+Frame = TypeVar("Frame", bound=EdgeFrame | GroundFrame)
+
+
+class Status(StrEnum):
+    """Why a stream ends before its time; the names are gRPC's."""
+
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"  # the peer broke the protocol
+    FAILED_PRECONDITION = "FAILED_PRECONDITION"  # the peer speaks another revision
+    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"  # nothing more can be stored
+    DATA_LOSS = "DATA_LOSS"  # too much arrives damaged
+    UNAVAILABLE = "UNAVAILABLE"  # nothing is heard from the peer
+
+
+@dataclass(frozen=True, slots=True)
+class Send(Generic[Frame]):
+    """Say this to the peer."""
+
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """End the stream. The edge may come back, with back-off."""
+
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The ground has the scene, durably: the outbox may forget its chunks."""
+
+    scene_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The ground does not take the scene."""
+
+    scene_id: str
+    refusal: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A scene that the outbox holds."""
+
+    scene_id: str
+    manifest: bytes  # packed
+    lengths: NDArray[np.uint32]  # of all chunks; 0: there is nothing to send
+    priority: int = 0
+    order: int = 0  # among scenes of one priority, the smaller goes first
+
+
+@dataclass(frozen=True, slots=True)
+class Transmit:
+    """Chunks to send now, in one frame."""
+
+    scene_id: str
+    indexes: tuple[int, ...]
+    flush: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Look the scene up, or take it in. Answer with `opened`. The incoming scene is given as its offer states it,
+    nothing stored."""
+
+    incoming: Incoming
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    incoming: Incoming
+    index: int
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Write these chunks and sync them, all or none. Answer with `committed` or `failed`."""
+
+    arrivals: tuple[Arrival, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """All chunks are there: verify the payload's hash over the stored bytes and make the scene durable. Answer with
+    `finished`."""
+
+    incoming: Incoming
+
+
+EdgeAction = Send[EdgeFrame] | Delivered | Refused | Close
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Give the scene up: it can never become complete. Whatever is stored of it may go; keep the reason."""
+
+    incoming: Incoming
+    reason: str
+
+
+GroundAction = Send[GroundFrame] | Open | Commit | Finish | Reject | Close

@@ -1,0 +1,108 @@
+"""What the two ends of the link say to each other, as values.
+
+The messages of proto/downlink/v1/link.proto, where each field's meaning is written, with scene ids as 64 hex digits.
+The sessions know these and no protobuf; `downlink.framing` converts at the rim and checks what a peer may not say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from downlink.ranges import Range
+
+REVISION: Final = 1  # of the protocol; a ground that does not speak the edge's revision says so and ends the stream
+GROUP_CHUNKS: Final = 64  # the ground commits after so many chunks ...
+GROUP_S: Final = 0.250  # ... or this long after the first of them, whichever comes first
+FRAME_CONTENT_BYTES_MAX: Final = (
+    512 * 1024
+)  # chunk bytes in one frame: far enough below gRPC's 1 MiB, two of the largest chunks
+FRAME_RANGES_MAX: Final = 4096  # ranges in one frame: at most 13 bytes each on the wire
+OPEN_SCENES_MAX: Final = 4  # per stream: each may cost the ground some 17 MiB of chunk list and bitmaps
+REASON_BYTES_MAX: Final = 1024  # a sentence or two for a person
+
+
+class State(IntEnum):
+    """Where a scene stands on the ground, as far as the edge needs to know. Numbers as on the wire."""
+
+    RECEIVING = 1
+    DURABLE = 2
+    REFUSED = 3
+
+
+class RefusalCode(IntEnum):
+    """Why a scene is not taken. Numbers as on the wire."""
+
+    MALFORMED = 1
+    CORRUPT = 2
+    UNSUPPORTED = 3
+    TOO_LARGE = 4
+    EXHAUSTED = 5
+    BUSY = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    code: RefusalCode
+    message: str
+    retry_after_s: int = 0  # 0: never without an operator's word
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    revision: int
+    software: str
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    scene_id: str
+    manifest: bytes  # packed
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    index: int
+    crc32c: int
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    scene_id: str
+    chunks: tuple[Chunk, ...]
+    flush: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    revision: int
+    software: str
+    open_scenes_max: int = OPEN_SCENES_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class SceneState:
+    scene_id: str
+    state: State
+    missing: tuple[Range, ...] = ()
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    scene_id: str
+    committed: tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resend:
+    scene_id: str
+    ranges: tuple[Range, ...]
+    reason: str
+
+
+EdgeFrame = Hello | Offer | Chunks
+GroundFrame = Welcome | SceneState | Ack | Resend

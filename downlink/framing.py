@@ -1,0 +1,181 @@
+"""Frames to protobuf messages and back: the only place that knows both.
+
+Refuses, with `LinkError`, everything that protobuf lets through and the schema's comments forbid: ids that are not 32
+bytes, empty chunks, chunks and manifests over their bounds, ranges that are empty, unordered, touching, too many or
+past the largest chunk number, texts over their bound, unknown states. What needs knowledge of a scene (is that index
+below its chunk count?) is the sessions' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from downlink import limits
+from downlink.errors import LinkError
+from downlink.frame import (
+    FRAME_CONTENT_BYTES_MAX,
+    FRAME_RANGES_MAX,
+    REASON_BYTES_MAX,
+    Ack,
+    Chunk,
+    Chunks,
+    EdgeFrame,
+    GroundFrame,
+    Hello,
+    Offer,
+    Refusal,
+    RefusalCode,
+    Resend,
+    SceneState,
+    State,
+    Welcome,
+)
+from downlink.ranges import Range
+from downlink.wire import link_pb2 as pb
+
+SCENE_ID_BYTES = 32
+
+
+def edge_message(frame: EdgeFrame) -> pb.EdgeFrame:
+    """The message of a frame that the edge says."""
+    match frame:
+        case Hello(revision, software):
+            return pb.EdgeFrame(hello=pb.Hello(revision=revision, software=software))
+        case Offer(scene_id, manifest, priority):
+            offer = pb.Offer(scene_id=bytes.fromhex(scene_id), manifest=manifest, priority=priority)
+            return pb.EdgeFrame(offer=offer)
+        case Chunks(scene_id, chunks, flush):
+            parts = [pb.Chunk(index=part.index, crc32c=part.crc32c, content=part.content) for part in chunks]
+            return pb.EdgeFrame(chunks=pb.Chunks(scene_id=bytes.fromhex(scene_id), chunks=parts, flush=flush))
+
+
+def ground_message(frame: GroundFrame) -> pb.GroundFrame:
+    """The message of a frame that the ground says."""
+    match frame:
+        case Welcome(revision, software, open_scenes_max):
+            welcome = pb.Welcome(revision=revision, software=software, open_scenes_max=open_scenes_max)
+            return pb.GroundFrame(welcome=welcome)
+        case SceneState(scene_id, state, missing, refusal):
+            answer = None
+            if refusal is not None:
+                name = pb.RefusalCode.Name(refusal.code)
+                answer = pb.Refusal(code=name, message=_cut(refusal.message), retry_after_s=refusal.retry_after_s)
+            message = pb.SceneState(
+                scene_id=bytes.fromhex(scene_id),
+                state=pb.State.Name(state),
+                missing=_ranges_out(missing),
+                refusal=answer,
+            )
+            return pb.GroundFrame(scene_state=message)
+        case Ack(scene_id, committed):
+            return pb.GroundFrame(ack=pb.Ack(scene_id=bytes.fromhex(scene_id), committed=_ranges_out(committed)))
+        case Resend(scene_id, ranges, reason):
+            resend = pb.Resend(scene_id=bytes.fromhex(scene_id), ranges=_ranges_out(ranges), reason=_cut(reason))
+            return pb.GroundFrame(resend=resend)
+
+
+def edge_frame(message: pb.EdgeFrame) -> EdgeFrame:
+    """What the edge said."""
+    match message.WhichOneof("frame"):
+        case "hello":
+            return Hello(message.hello.revision, _text(message.hello.software, limits.TEXT_BYTES_MAX, "Hello.software"))
+        case "offer":
+            offer = message.offer
+            if not 0 < len(offer.manifest) <= limits.MANIFEST_BYTES_MAX:
+                raise LinkError(
+                    f"Offer.manifest has {len(offer.manifest)} bytes, 1 to {limits.MANIFEST_BYTES_MAX} are allowed"
+                )
+            return Offer(_scene_id(offer.scene_id, "Offer"), offer.manifest, offer.priority)
+        case "chunks":
+            return _chunks_in(message.chunks)
+        case _:
+            raise LinkError(
+                "a frame with no field set: the edge speaks a later revision than it said, or the frame is damaged"
+            )
+
+
+def ground_frame(message: pb.GroundFrame) -> GroundFrame | None:
+    """What the ground said; None for a kind of frame that this edge does not know yet."""
+    match message.WhichOneof("frame"):
+        case "welcome":
+            welcome = message.welcome
+            software = _text(welcome.software, limits.TEXT_BYTES_MAX, "Welcome.software")
+            return Welcome(welcome.revision, software, max(1, welcome.open_scenes_max))
+        case "scene_state":
+            state = message.scene_state
+            scene_id = _scene_id(state.scene_id, "SceneState")
+            missing = _ranges_in(state.missing, "SceneState.missing")
+            number = int(state.state)
+            if number not in {int(known) for known in State}:
+                raise LinkError(f"scene {scene_id[:12]}…: state {number} is not known to this edge; update it")
+            refusal = None
+            if number == State.REFUSED:
+                codes = {int(code): code for code in RefusalCode}
+                code = codes.get(int(state.refusal.code), RefusalCode.UNSUPPORTED)
+                reason = _text(state.refusal.message, REASON_BYTES_MAX, "Refusal.message")
+                refusal = Refusal(code, reason, state.refusal.retry_after_s)
+            return SceneState(scene_id, State(number), missing, refusal)
+        case "ack":
+            ack = message.ack
+            return Ack(_scene_id(ack.scene_id, "Ack"), _ranges_in(ack.committed, "Ack.committed"))
+        case "resend":
+            resend = message.resend
+            reason = _text(resend.reason, REASON_BYTES_MAX, "Resend.reason")
+            return Resend(_scene_id(resend.scene_id, "Resend"), _ranges_in(resend.ranges, "Resend.ranges"), reason)
+        case _:
+            return None
+
+
+def _chunks_in(message: pb.Chunks) -> Chunks:
+    scene_id = _scene_id(message.scene_id, "Chunks")
+    parts = tuple(Chunk(part.index, part.crc32c, part.content) for part in message.chunks)
+    if not parts:
+        raise LinkError(f"scene {scene_id[:12]}…: a frame of chunks without a chunk")
+    for part in parts:
+        if not 0 < len(part.content) <= limits.CHUNK_BYTES_MAX:
+            raise LinkError(
+                f"chunk {part.index} of scene {scene_id[:12]}… has {len(part.content)} bytes, 1 to "
+                f"{limits.CHUNK_BYTES_MAX} are allowed (an empty chunk is never sent)"
+            )
+    total = sum(len(part.content) for part in parts)
+    if total > FRAME_CONTENT_BYTES_MAX:
+        raise LinkError(
+            f"scene {scene_id[:12]}…: {total} bytes of chunks in a frame, at most {FRAME_CONTENT_BYTES_MAX} are allowed"
+        )
+    return Chunks(scene_id, parts, message.flush)
+
+
+def _scene_id(raw: bytes, where: str) -> str:
+    if len(raw) != SCENE_ID_BYTES:
+        raise LinkError(f"{where}.scene_id has {len(raw)} bytes, a SHA-256 has {SCENE_ID_BYTES}")
+    return raw.hex()
+
+
+def _text(text: str, bytes_max: int, where: str) -> str:
+    size = len(text.encode())
+    if size > bytes_max:
+        raise LinkError(f"{where} has {size} bytes, at most {bytes_max} are allowed")
+    return "".join(letter if letter.isprintable() else "?" for letter in text)  # it goes into logs and terminals
+
+
+def _cut(text: str) -> str:
+    return text.encode()[:REASON_BYTES_MAX].decode(errors="ignore")
+
+
+def _ranges_out(ranges: Iterable[Range]) -> list[pb.Range]:
+    return [pb.Range(first=item.first, count=item.count) for item in ranges]
+
+
+def _ranges_in(messages: Iterable[pb.Range], where: str) -> tuple[Range, ...]:
+    ranges = tuple(Range(message.first, message.count) for message in messages)
+    if len(ranges) > FRAME_RANGES_MAX:
+        raise LinkError(f"{where} lists {len(ranges)} ranges, at most {FRAME_RANGES_MAX} are allowed")
+    end = -1
+    for item in ranges:
+        if item.count < 1 or item.first <= end or item.end > limits.CHUNKS_MAX:
+            raise LinkError(
+                f"{where}: the range of {item.count} from {item.first} is empty, not past the one before (its end: "
+                f"{end}), or beyond the largest number of chunks, {limits.CHUNKS_MAX}"
+            )
+        end = item.end
+    return ranges
