@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import re
 import shutil
@@ -35,6 +36,7 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
+from decoder_node.durable import sync_folder
 from downlink.scene import Grid, Scene, Transform
 
 Pixels = npt.NDArray[Any]
@@ -98,15 +100,6 @@ def crs_of(text: str | None) -> tuple[CRS | None, dict[str, str]]:
         return None, {"crs_not_understood": text}
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_strips(
     path: Path, grid: Grid, crs: CRS | None, rows: Iterable[Pixels], tags: dict[str, str], acquired: str | None
 ) -> None:
@@ -143,7 +136,7 @@ def _write_strips(
                 dataset.update_tags(index, ns="IMAGERY", CENTRAL_WAVELENGTH_UM=repr(band.wavelength_nm / 1000))
         dataset.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * (bands - 1)
         for name in ("scales", "offsets"):
-            values = _numbers(tags.get(name, ""), bands)
+            values = band_numbers(tags.get(name, ""), bands)
             if values:
                 setattr(dataset, name, values)
         row = 0
@@ -158,11 +151,13 @@ def _write_strips(
             raise ValueError(f"strips of {row} rows for a grid of {height}")
 
 
-def _numbers(text: str, bands: int) -> tuple[float, ...] | None:
+def band_numbers(text: str, bands: int) -> tuple[float, ...] | None:
     """The scales or offsets that a source wrote: one for all bands, or one for each. None if it is neither."""
     try:
         values = tuple(float(word) for word in text.split())
     except ValueError:
+        return None
+    if not all(map(math.isfinite, values)):
         return None
     return values * bands if len(values) == 1 else values if len(values) == bands else None
 

@@ -1,0 +1,164 @@
+"""What the catalogue says about one scene: `make_item`, a STAC 1.1 item.
+
+Nothing is invented. A scene without CRS has no geometry. Where the source states no time of acquisition, the item's
+interval ends when it was received and starts with the epoch, and `downlink:acquired` is null. A time without a zone is
+read as UTC, which the standard needs, and is kept as it was stated in `downlink:acquired`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from decoder_node.footprint import footprint
+from decoder_node.raster import band_numbers
+from downlink import __version__
+from downlink.manifest import Manifest
+from downlink.scene import Grid, Scene
+
+Json = dict[str, Any]
+
+STAC_VERSION: Final = "1.1.0"
+EXTENSIONS: Final = [
+    f"https://stac-extensions.github.io/{name}/schema.json"
+    for name in ("eo/v2.0.0", "file/v2.1.0", "processing/v1.2.0", "projection/v2.0.0", "raster/v2.0.0")
+]
+_EPOCH: Final = "1970-01-01T00:00:00.000Z"
+_DAY: Final = timedelta(days=1, milliseconds=-1)
+_MEDIA: Final = {
+    ".tif": ("image/tiff; application=geotiff; profile=cloud-optimized", ["data"]),
+    ".png": ("image/png", ["overview", "thumbnail"]),
+    ".dl": ("application/octet-stream", ["source"]),
+}
+
+
+def make_item(
+    scene_id: str,
+    manifest: Manifest,
+    assets: Sequence[Path],
+    facts: Mapping[str, object],
+    folder: Path,
+    created: str,
+) -> Json:
+    """The STAC item, for a file in `folder`."""
+    scene = manifest.scene
+    received = str(facts.get("received", created))
+    geometry, bbox = footprint(scene)
+    stream_bytes = facts.get("stream_bytes", manifest.payload_bytes)
+    properties: Json = {
+        "title": scene.name,
+        "created": created,
+        **interval(scene.acquired, received),
+        "processing:software": {"latent-downlink": __version__},
+        "processing:lineage": (
+            f"Lossy learned compression on board with bundle {manifest.bundle_name} "
+            f"({manifest.bundle.hex()[:12]}), decoded on the ground"
+        ),
+        "downlink:acquired": scene.acquired,
+        "downlink:bundle": manifest.bundle_name,
+        "downlink:bundle_id": manifest.bundle.hex(),
+        "downlink:settings": dict(manifest.settings),
+        "downlink:tags": dict(scene.tags),
+        "downlink:raw_bytes": scene.raw_bytes,
+    }
+    if isinstance(stream_bytes, int):
+        properties["downlink:stream_bytes"] = stream_bytes
+        properties["downlink:bits_per_sample"] = round(8 * stream_bytes / scene.samples, 6)
+    properties |= {f"downlink:{key}": value for key, value in facts.items()}
+    codes = {_proj(grid).get("proj:code") for grid in scene.grids}
+    if len(codes) == 1 and None not in codes:
+        properties["proj:code"] = codes.pop()
+    item: Json = {
+        "type": "Feature",
+        "stac_version": STAC_VERSION,
+        "stac_extensions": EXTENSIONS,
+        "id": scene_id,
+        "geometry": geometry,
+        **({"bbox": bbox} if bbox else {}),
+        "properties": properties,
+        "links": [
+            {"rel": "root", "href": "../../catalog.json", "type": "application/json"},
+            {"rel": "parent", "href": "../collection.json", "type": "application/json"},
+            {"rel": "collection", "href": "../collection.json", "type": "application/json"},
+        ],
+        "assets": _assets(scene, assets, folder),
+        "collection": "scenes",
+    }
+    return item
+
+
+def interval(acquired: str | None, received: str) -> Json:
+    """`datetime`, with `start_datetime` and `end_datetime` where the moment itself is not known."""
+    if acquired is None:
+        return {"datetime": None, "start_datetime": _EPOCH, "end_datetime": utc(datetime.fromisoformat(received))}
+    with contextlib.suppress(ValueError):
+        day = date.fromisoformat(acquired)  # a date alone: some time within that day
+        start = datetime(day.year, day.month, day.day, tzinfo=UTC)
+        return {"datetime": None, "start_datetime": utc(start), "end_datetime": utc(start + _DAY)}
+    return {"datetime": utc(datetime.fromisoformat(acquired))}
+
+
+def _assets(scene: Scene, paths: Sequence[Path], folder: Path) -> Json:
+    rasters = [path for path in paths if path.suffix == ".tif"]
+    if len(rasters) != len(scene.grids):
+        raise ValueError(f"{len(rasters)} GeoTIFFs for a scene of {len(scene.grids)} grids")
+    assets: Json = {}
+    for path in paths:
+        media, roles = _MEDIA.get(path.suffix, ("application/octet-stream", ["metadata"]))
+        asset: Json = {"href": Path(os.path.relpath(path, folder)).as_posix(), "type": media, "roles": roles}
+        asset["file:size"] = path.stat().st_size
+        asset["file:checksum"] = "1220" + _sha256(path)  # a multihash: SHA-256, 32 bytes
+        key = roles[0]
+        if path in rasters:
+            asset |= _raster_fields(scene, scene.grids[rasters.index(path)])
+            # OUT_10m.tif -> data_10m, see raster.output_paths
+            key = f"data_{path.stem.rpartition('_')[2]}" if len(rasters) > 1 else "data"
+        while key in assets:
+            key += "_"
+        assets[key] = asset
+    return assets
+
+
+def _raster_fields(scene: Scene, grid: Grid) -> Json:
+    bands = []
+    stated = {key: band_numbers(scene.tags.get(f"{key}s", ""), len(grid.bands)) for key in ("scale", "offset")}
+    for number, band in enumerate(grid.bands):
+        described: Json = {"name": band.name} if band.name else {}
+        if band.wavelength_nm is not None:
+            described["eo:center_wavelength"] = round(band.wavelength_nm / 1000, 9)
+        described |= {f"raster:{key}": values[number] for key, values in stated.items() if values}
+        bands.append(described)
+    fields: Json = {"bands": bands, "data_type": grid.dtype, **_proj(grid)}
+    if grid.nodata is not None:
+        fields["nodata"] = grid.nodata
+    return fields
+
+
+def _proj(grid: Grid) -> Json:
+    fields: Json = {"proj:shape": [grid.height, grid.width]}
+    if grid.transform is not None:
+        fields["proj:transform"] = list(grid.transform)
+    if grid.crs is not None and grid.crs.startswith("EPSG:"):
+        fields["proj:code"] = grid.crs
+    elif grid.crs is not None:
+        fields["proj:code"], fields["proj:wkt2"] = None, grid.crs
+    return fields
+
+
+def utc(moment: datetime) -> str:
+    """The moment in UTC, to the millisecond; always of this one form, so that the order of texts is that of times."""
+    try:
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:  # the first or last day of the calendar, moved out of it by its zone
+        moment = moment.replace(tzinfo=UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
