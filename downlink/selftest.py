@@ -1,0 +1,70 @@
+"""A bundle's self-test: integers that the prior network must map to the same indices on every machine.
+
+The inputs are made from a seed by 64-bit integer arithmetic (SplitMix64, Steele, Lea, Flood 2014), so only seed,
+sizes and the SHA-256 of the answer travel. Both nodes run it when they load a bundle, before the first symbol is coded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from downlink.context import COMPAND_LIMIT, LEVEL_LIMIT
+from downlink.errors import BundleError
+from downlink.latent import Prior
+from downlink.spec import PlaneSpec
+
+
+class SelfTest(Struct, frozen=True, forbid_unknown_fields=True):
+    """selftest.json: `planes` planes of `size` x `size` latents drawn from `seed`, and the answer's hash."""
+
+    seed: int
+    planes: int
+    size: int
+    sha256: str
+
+
+def _draw(seed: int, count: int) -> NDArray[np.uint64]:
+    with np.errstate(over="ignore"):
+        z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def answer(spec: PlaneSpec, prior: Prior, seed: int, planes: int, size: int) -> str:
+    """SHA-256 of index (uint8) and mean (int32, little-endian) that `prior` gives for the drawn inputs."""
+
+    def integers(salt: int, shape: tuple[int, ...], limit: int) -> NDArray[np.int64]:
+        spread = _draw(seed + salt, int(np.prod(shape))) % np.uint64(2 * limit + 1)
+        return spread.astype(np.int64).reshape(shape) - limit
+
+    wide = (planes, spec.latents, size, size)
+    hyper = integers(1, (planes, spec.hyper_latents, size // spec.hyper, size // spec.hyper), spec.hyper_limit)
+    own, before = (integers(salt, wide, COMPAND_LIMIT).astype(np.int16) for salt in (2, 3))
+    energy = np.abs(integers(4, wide, COMPAND_LIMIT)).astype(np.int16)
+    levels = (_draw(seed + 5, planes) % np.uint64(LEVEL_LIMIT + 1)).astype(np.uint8)
+    index, mean = prior(hyper.astype(np.int32), own, before, energy, levels)
+    digest = hashlib.sha256(index.astype(np.uint8).tobytes())
+    digest.update(mean.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def check(spec: PlaneSpec, prior: Prior, packed: bytes, bundle: str) -> None:
+    """Run the self-test `packed` (selftest.json); BundleError if this machine's answer is another."""
+    try:
+        test = msgspec.json.decode(packed, type=SelfTest)
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"bundle {bundle}: selftest.json: {error}; fetch the bundle again") from error
+    if not (0 < test.planes <= 64 and 0 < test.size <= 256 and test.size % spec.hyper == 0):
+        raise BundleError(f"bundle {bundle}: self-test of {test.planes} planes of {test.size} latents cannot be run")
+    found = answer(spec, prior, test.seed, test.planes, test.size)
+    if found != test.sha256:
+        raise BundleError(
+            f"bundle {bundle}: its prior gives {found[:16]}… on this machine, the bundle states {test.sha256[:16]}…; "
+            "streams made here could not be decoded elsewhere: use another onnxruntime version"
+        )

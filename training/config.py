@@ -1,0 +1,124 @@
+"""A training run's settings: one frozen struct, read from TOML, every hyper-parameter named with its default and its
+why.
+
+Unknown keys are refused, so that a typo never trains silently with a default.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from downlink.errors import DownlinkError
+
+
+class ConfigError(DownlinkError):
+    """A configuration file or override that cannot be used."""
+
+
+class Corpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where pictures come from and how crops are drawn."""
+
+    splits: tuple[str, ...] = ("train",)
+    """`suggested_split` values to train on, when the folder has a manifest.json; otherwise every raster is used."""
+    validation_sources: tuple[str, ...] = ()
+    """File-name prefixes (before `__`) held out for validation: whole sources, never random patches."""
+    validation_share: float = 0.05
+    """Share of files held out when no source is named."""
+    crop: int = 128
+    """Side of a training crop in pixels (core; the encoder also sees its halo)."""
+    planes_per_step: int = 48
+    """Planes in a batch: crops x planes of each. 48 is 4 crops of 12 bands."""
+    balance: float = 0.5
+    """A source is drawn in proportion to its pixels to this power: 0 = sources equal, 1 = pixels equal."""
+
+
+class Augment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What processing chains and sensors do, done to crops at random."""
+
+    resample: float = 0.25
+    """Probability that some bands of a crop are replaced by a coarser band brought back up (as 20 m and 60 m bands
+    are)."""
+    radiometry: float = 0.3
+    """Probability of one random gain per band (another sensor's sensitivities)."""
+    own_basis: float = 0.25
+    """Probability that the spectral basis is a crop's own (a scene no larger than a tile), not its whole picture's."""
+
+
+class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sizes of the plane codec. Encoder cost is about (64 + 9 W + 2 W + prior) kMAC per 64 samples."""
+
+    latents: int = 64
+    hyper_latents: int = 8
+    groups: tuple[int, ...] = (4, 16, 64)
+    """Ends of the channel groups (layers): channels 0..3 first, then 4..15, then the rest."""
+    encoder_width: int = 64
+    hyper_width: int = 48
+    prior_widths: tuple[int, ...] = (32, 48, 64)
+    prior_features: int = 32
+    decoder_width: int = 64
+    decoder_blocks: int = 3
+
+
+class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long and how fast."""
+
+    steps: int = 20000
+    learning_rate: float = 1.0e-3
+    warmup_steps: int = 200
+    patch_factor: float = 0.1
+    """The patch bases start as PCA: they learn this much more slowly, or loud planes would shake at every step."""
+    minutes: float = 0.0
+    """Stop after so many minutes of training (0 = by steps alone); the learning rate decays by whichever ends first."""
+    validate_every: int = 500
+    patience: int = 0
+    """Stop after so many validations without a better one (0 = never)."""
+    clip_norm: float = 1.0
+    average: float = 0.999
+    """Decay of the running average of the weights that is validated and exported (0 = none)."""
+
+
+class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything a run needs; saved in its checkpoint."""
+
+    name: str = "universal"
+    seed: int = 1
+    corpus: Corpus = Corpus()
+    augment: Augment = Augment()
+    model: Model = Model()
+    schedule: Schedule = Schedule()
+    trade: float = 8.66
+    """Bits per squared step of error: 6 / ln 2 is the slope of a uniform quantiser at high rate."""
+    quality_range: tuple[float, float] = (20.0, 66.0)
+    """Where most steps are drawn: step = peak * 2^(-quality / 8)."""
+    quality_tail: tuple[float, float] = (66.0, 84.0)
+    tail_share: float = 0.12
+    threads: int = 2
+
+
+def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Run:
+    """Read TOML and apply `section.key=value` overrides (values in TOML syntax).
+
+    Raises ConfigError with the path of the offending key.
+    """
+    try:
+        tree = msgspec.toml.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"override '{override}' has no '='; write section.key=value")
+        *sections, leaf = key.strip().split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        try:
+            node[leaf] = msgspec.toml.decode(f"v = {text}".encode())["v"]
+        except msgspec.DecodeError:
+            node[leaf] = text
+    try:
+        return msgspec.convert(tree, Run)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from error
