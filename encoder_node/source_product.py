@@ -121,7 +121,7 @@ def _files(path: Path) -> Iterable[PurePosixPath]:
 
 def _choose(path: Path, names: list[str]) -> list[_File]:
     """One file per band, the native size where there are several, in the order of the bands."""
-    prefix = f"/vsizip/{path.resolve().as_posix()}" if path.is_file() else path.as_posix()
+    prefix = f"/vsizip/{{{path.resolve().as_posix()}}}" if path.is_file() else path.as_posix()
     chosen: dict[str, _File] = {}
     for name in names:
         inner = PurePosixPath(name)

@@ -78,8 +78,8 @@ def open_dataset(path: str | Path) -> Any:
     try:
         with warnings.catch_warnings(), rasterio.Env():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            # not rasterio.open(), which takes one driver only; the absolute path cannot be mistaken for a URL
-            return DatasetReader(str(Path(path).absolute()), driver=list(DRIVERS))
+            # not rasterio.open(), which takes one driver only; an absolute path cannot be mistaken for a URL
+            return DatasetReader(os.path.abspath(path), driver=list(DRIVERS))
     except rasterio.errors.RasterioIOError as error:
         raise SceneError(
             f"{path}: cannot be opened as {', '.join(DRIVERS)} ({error}); "
@@ -183,17 +183,15 @@ def _transform(dataset: Any) -> Transform | None:
 def _band(dataset: Any, index: int) -> Band:
     name = printable(dataset.descriptions[index - 1] or "")
     tags = dataset.tags(index) | dataset.tags(index, ns="IMAGERY")
-    for key, factor in (("CENTRAL_WAVELENGTH_UM", 1000.0), ("wavelength", None)):
+    # what ENVI headers state first: GDAL's own field is rounded to a nanometre
+    unit = {"n": 1.0, "m": 1000.0, "u": 1000.0, "µ": 1000.0}.get(tags.get("wavelength_units", "n")[:1].lower())
+    for key, nm in (("wavelength", unit), ("CENTRAL_WAVELENGTH_UM", 1000.0)):
         try:
-            value = float(tags[key])
+            wavelength = float(tags[key]) * (nm or 0.0)
         except (KeyError, ValueError):
             continue
-        if factor is None:
-            unit = tags.get("wavelength_units", "nanometers").lower()
-            factor = 1000.0 if unit.startswith(("micro", "um", "µm")) else 1.0 if unit.startswith("nano") else None
-        if factor and 0 < value * factor < 1e9:
-            # six digits of a micrometre: the product of two floats must not invent a thirteenth one
-            return Band(name, round(value * factor, 6))
+        if 0 < wavelength < 1e9:
+            return Band(name, round(wavelength, 6))  # the product of two floats must not invent a further digit
     return Band(name)
 
 

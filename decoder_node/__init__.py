@@ -1,0 +1,1 @@
+"""The ground side: link -> ledger -> symbols -> scene -> GeoTIFF and STAC -> page."""

@@ -1,0 +1,1 @@
+"""The satellite side: scene -> symbols -> chunks -> outbox -> link."""
