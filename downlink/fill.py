@@ -33,10 +33,9 @@ def _pull_push(total: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArr
     odd = [(0, 0), (0, height % 2), (0, width % 2)]
     coarse_total = _halve(np.pad(total, odd))
     coarse_weight = _halve(np.pad(weight, odd))
-    scale = np.maximum(
-        coarse_weight, np.float32(1)
-    )  # weights stay within 0..1: what is known counts the same at each scale
-    coarse = _pull_push(coarse_total / scale, coarse_weight / scale)
+    # Weights stay within 0..1: what is known counts the same at each scale.
+    share = np.reciprocal(np.maximum(coarse_weight, 1)).astype(np.float32)
+    coarse = _pull_push(coarse_total * share, coarse_weight * share)
     up = coarse.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
     return np.asarray(np.where(weight > 0, average, up))
 

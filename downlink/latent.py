@@ -102,10 +102,8 @@ def encode_tile(code: TileCode, latent: Symbols, hyper: Symbols, prior: Prior) -
 
 def tile_bits(code: TileCode, latent: Symbols, hyper: Symbols, prior: Prior) -> float:
     """Estimated bits of a tile's latent chunks, from the tables alone: what rate control steers by."""
-    return sum(
-        code.tables.cost_bits(values, index, mean)
-        for _, _, values, index, mean in tile_segments(code, latent, hyper, prior)
-    )
+    segments = tile_segments(code, latent, hyper, prior)
+    return float(sum(code.tables.cost_bits(values, index, mean) for _, _, values, index, mean in segments))
 
 
 class TileSymbols:

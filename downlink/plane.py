@@ -62,12 +62,12 @@ class FrontEnd:
         """(bands, h, w) in DN -> (planes, h, w) in steps."""
         bands = pixels.shape[0]
         flat = pixels.reshape(bands, -1) - self.mean.astype(np.float32)[:, None]
-        planes: NDArray[np.float32] = (self.forward_rows * np.float32(1 / step)) @ flat
-        return planes.reshape(self.planes, *pixels.shape[1:])
+        rows = (self.forward_rows / step).astype(np.float32)
+        return (rows @ flat).reshape(self.planes, *pixels.shape[1:])
 
     def inverse(self, planes: NDArray[np.float32], step: float) -> NDArray[np.float32]:
         """(planes, h, w) in steps -> (bands, h, w) in DN, unrounded."""
-        flat: NDArray[np.float32] = (self.inverse_rows * np.float32(step)) @ planes.reshape(self.planes, -1)
+        flat = (self.inverse_rows * step).astype(np.float32) @ planes.reshape(self.planes, -1)
         flat += self.mean.astype(np.float32)[:, None]
         return flat.reshape(-1, *planes.shape[1:])
 
