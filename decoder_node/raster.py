@@ -80,6 +80,7 @@ def write_cog(path: Path, scene: Scene, grid_index: int, rows: Iterable[Pixels],
                 LEVEL=3,  # the driver's 9 takes three times as long for files 10 % smaller
                 PREDICTOR="YES",
                 BLOCKSIZE=side,
+                OVERVIEWS="AUTO" if _halves_well(grid, side) else "NONE",
                 OVERVIEW_RESAMPLING="AVERAGE",
                 BIGTIFF="IF_SAFER",
             )
@@ -186,6 +187,11 @@ def _cog_block(grid: Grid) -> int:
     while side > 128 and side * side * pixel > _COG_BLOCK_BYTES:
         side //= 2
     return side
+
+
+def _halves_well(grid: Grid, block: int) -> bool:
+    """False for a sliver that would be less than a pixel wide before its length fits a block."""
+    return min(grid.height, grid.width) * block >= max(grid.height, grid.width)
 
 
 def _pixel_size_m(grid: Grid) -> float | None:
