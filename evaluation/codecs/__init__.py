@@ -1,0 +1,57 @@
+"""The codecs that can be measured, by the names that `downlink evaluate --against` takes.
+
+Each lives in a file of its own and is imported only when asked for. To add one: a class in a file here (`base` says
+what it must do), a line in `_CLASSICAL`, and a test that its bytes and errors are what its own decoder says.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from evaluation.codecs.base import Codec, GridCodec
+
+_CLASSICAL: Final = {
+    "j2k": ("j2k", "Jpeg2000"),
+    "j2k-klt": ("j2k_klt", "Jpeg2000Klt"),
+    "htj2k": ("htj2k", "HighThroughputJpeg2000"),
+    "jpegxl": ("jpegxl", "JpegXl"),
+    "jpegxl-e3": ("jpegxl", "JpegXlFast"),
+    "lerc": ("lerc", "Lerc"),
+}
+CLASSICAL: Final = tuple(_CLASSICAL)
+
+
+@dataclass(frozen=True)
+class CodecSpec:
+    """What a process needs to open a codec: a label for tables, and a classical codec's name or a model bundle."""
+
+    label: str
+    classical: str | None = None
+    model: str | None = None
+    threads: int = 1
+
+    def open(self) -> Codec:
+        if self.classical is not None:
+            return _classical(self.classical)(self.threads)
+        from evaluation.codecs.ours import LatentDownlink
+
+        return LatentDownlink(self.model or "", self.threads)
+
+
+def sweep(name: str, peak: float) -> tuple[float, ...]:
+    """Settings of a classical codec that spread its curve over 36 to 54 dB, lowest rate first."""
+    return _classical(name).sweep(peak)
+
+
+def _classical(name: str) -> type[GridCodec]:
+    module, attribute = _CLASSICAL[name]
+    found: type[GridCodec] = getattr(importlib.import_module(f"evaluation.codecs.{module}"), attribute)
+    return found
+
+
+def unit(name: str) -> str:
+    """What a classical codec's setting is."""
+    return _classical(name).unit

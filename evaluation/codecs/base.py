@@ -1,7 +1,7 @@
 """What a codec is to the evaluation: an image and a setting in, bytes out, and the image back from those bytes alone.
 
-`decode` gets nothing but the bytes that were counted. Classical codecs derive from `GridCodec`, which codes each grid by
-itself, carries nodata exactly (`nodata`) and counts every byte that a decoder needs:
+`decode` gets nothing but the bytes that were counted. Classical codecs derive from `GridCodec`, which codes each grid
+by itself, carries nodata exactly (`nodata`) and counts every byte that a decoder needs:
 
     u8    number of grids
     per grid: u8 flag (1 = has nodata), u32 length of the codestream, codestream;
@@ -23,8 +23,7 @@ from evaluation.codecs.nodata import fill, pack_mask, unpack_mask
 
 Pixels = NDArray[Any]
 
-# PSNR targets in dB that a codec with a PSNR setting is swept over. 3 dB apart: interpolation between them is within
-# 0.5 % of a dense sweep, and 36 to 54 dB is RMSE 158 to 20 in 16-bit reflectance.
+# PSNR targets in dB that classical codecs are swept over: RMSE 158 to 20 for reflectance in 16 bits.
 PSNR_SWEEP = (36.0, 39.0, 42.0, 45.0, 48.0, 51.0, 54.0)
 
 
@@ -40,12 +39,11 @@ class Image:
 class Codec(Protocol):
     """One way to compress. `setting` is whatever the codec is steered by; `unit` says what that is."""
 
-    name: str
-    unit: str
+    @property
+    def name(self) -> str: ...
 
-    def settings(self, image: Image) -> tuple[float, ...]:
-        """Settings that spread this codec's curve over `PSNR_SWEEP`, lowest rate first."""
-        ...
+    @property
+    def unit(self) -> str: ...
 
     def encode(self, image: Image, setting: float) -> bytes: ...
 
@@ -53,15 +51,17 @@ class Codec(Protocol):
 
 
 class GridCodec(ABC):
-    """A classical codec: grids apart, nodata beside them."""
+    """A classical codec: grids apart, nodata beside them. Its setting is a PSNR target unless it says otherwise."""
 
     name: ClassVar[str]
-    unit: ClassVar[str]
+    unit: ClassVar[str] = "PSNR asked for, dB"
 
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads
 
-    def settings(self, image: Image) -> tuple[float, ...]:
+    @classmethod
+    def sweep(cls, peak: float) -> tuple[float, ...]:
+        """Settings that spread this codec's curve over `PSNR_SWEEP`, lowest rate first."""
         return PSNR_SWEEP
 
     @abstractmethod

@@ -32,7 +32,7 @@ def encode_components(components: Pixels, mse: float, threads: int = 1) -> bytes
     codestream = imagecodecs.jpeg2k_encode(
         # Bands last and contiguous: given bands first, imagecodecs takes (3, 9, 1) for three rows of one component.
         np.ascontiguousarray(components.transpose(1, 2, 0)),
-        level=max(level, 1.0),  # 0 would mean lossless
+        level=max(level, 1.0),  # type: ignore[arg-type]  # takes fractions, whatever its stub says; 0 means lossless
         codecformat="j2k",
         reversible=False,
         mct=False,
@@ -44,7 +44,7 @@ def encode_components(components: Pixels, mse: float, threads: int = 1) -> bytes
 
 
 def decode_components(codestream: bytes, threads: int = 1) -> Pixels:
-    height, width, count = _size(codestream)
+    height, width, count = size_of(codestream)
     pixels = imagecodecs.jpeg2k_decode(codestream, planar=True, numthreads=threads)
     return pixels.reshape(count, height, width)
 
@@ -57,8 +57,8 @@ def _bits(components: Pixels) -> int:
     return max(int(components.max()).bit_length(), 9 if components.dtype == np.uint16 else 1)
 
 
-def _size(codestream: bytes) -> tuple[int, int, int]:
-    """Height, width and components as the SIZ marker segment, always the first, states them."""
+def size_of(codestream: bytes) -> tuple[int, int, int]:
+    """(height, width, components) of a codestream: the SIZ marker segment is always the first."""
     right, bottom, left, top = struct.unpack_from(">4I", codestream, 8)
     (count,) = struct.unpack_from(">H", codestream, 40)
     return bottom - top, right - left, count
@@ -78,7 +78,6 @@ def _without_comment(codestream: bytes) -> bytes:
 
 class Jpeg2000(GridCodec):
     name: ClassVar[str] = "j2k"
-    unit: ClassVar[str] = "PSNR asked for, dB"
 
     def encode_grid(self, pixels: Pixels, setting: float, peak: float) -> bytes:
         return encode_components(pixels, mse_of(setting, peak), self.threads)

@@ -1,0 +1,227 @@
+"""`downlink evaluate`: what this codec gives on somebody's own files, beside what else they could use.
+
+    downlink evaluate scene.tif
+    downlink evaluate a.tif b.tif --against j2k,j2k-klt,lerc --json result.json
+    downlink evaluate --split test corpus/ --quality 30,40,50,60
+
+Tables go to standard output (Markdown when piped), progress to a terminal's standard error, and everything that was
+measured to the file of `--json`. Exit code 1 when something could not be measured, 2 when the command is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from downlink import bundle
+from downlink.errors import DownlinkError
+from evaluation.codecs import CLASSICAL, CodecSpec, sweep
+
+DEFAULT_MODEL = "universal"
+QUALITIES = "30,38,46,54,60"
+NO_MODEL = "none"
+
+
+class _Names(click.ParamType[Any]):
+    """Codec names, separated by commas."""
+
+    name = "NAMES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        names = CLASSICAL if value == "all" else tuple(dict.fromkeys(filter(None, value.split(","))))
+        unknown = [name for name in names if name not in CLASSICAL and name != NO_MODEL]
+        if unknown:
+            self.fail(f"{', '.join(unknown)} is unknown; choose from {', '.join(CLASSICAL)} or all", param, ctx)
+        return tuple(name for name in names if name != NO_MODEL)
+
+
+class _Numbers(click.ParamType[Any]):
+    """Numbers, separated by commas."""
+
+    name = "Q,Q,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            numbers = tuple(float(part) for part in value.split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers; write for example {QUALITIES}", param, ctx)
+        if not numbers or not all(math.isfinite(number) for number in numbers):
+            self.fail(f"{value!r} holds no usable number; write for example {QUALITIES}", param, ctx)
+        return tuple(sorted(set(numbers)))
+
+
+@click.command()
+@click.argument("scenes", nargs=-1, required=True, metavar="SCENE…", type=click.Path(path_type=Path))
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME|PATH",
+    help=f"Model bundle; may be given several times; 'none': classical codecs alone.  [default: {DEFAULT_MODEL}]",
+)
+@click.option("--quality", type=_Numbers(), default=QUALITIES, show_default=True, help="Qualities the models run at.")
+@click.option(
+    "--against", type=_Names(), default="j2k,j2k-klt", show_default=True, help=f"{', '.join(CLASSICAL)}; all; or none."
+)
+@click.option("--peak", type=float, help="PSNR's peak.  [default: 10000, or 255 for 8-bit scenes]")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures here.")
+@click.option("--split", help="Measure this split of a corpus: SCENE is a folder with a manifest.json.")
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads of each codec.")
+@click.option(
+    "--isolate/--no-isolate",
+    default=True,
+    show_default=True,
+    help="Run each codec in a process of its own, so that its peak memory is its own.",
+)
+def evaluate(
+    scenes: tuple[Path, ...],
+    models: tuple[str, ...],
+    quality: tuple[float, ...],
+    against: tuple[str, ...],
+    peak: float | None,
+    json_path: Path | None,
+    split: str | None,
+    threads: int,
+    isolate: bool,
+) -> None:
+    """Measure rate, quality and speed on SCENEs, beside classical codecs.
+
+    Every figure comes from real files: encoded, decoded from those bytes alone, compared with all valid samples.
+    """
+    if peak is not None and not (math.isfinite(peak) and peak > 0):
+        raise click.BadParameter(f"{peak:g} is no peak; it must be above 0, such as 10000 or 255", param_hint="--peak")
+    try:
+        failures = _evaluate(scenes, models, quality, against, peak, json_path, split, threads, isolate)
+    except DownlinkError as error:
+        raise click.ClickException(str(error)) from error
+    if failures:
+        sys.exit(1)
+
+
+def _evaluate(
+    scenes: tuple[Path, ...],
+    models: tuple[str, ...],
+    quality: tuple[float, ...],
+    against: tuple[str, ...],
+    peak: float | None,
+    json_path: Path | None,
+    split: str | None,
+    threads: int,
+    isolate: bool,
+) -> int:
+    """Returns how many measurements failed."""
+    try:
+        from evaluation import scenes as listing
+        from evaluation import table
+        from evaluation.evaluate import evaluate as run
+        from evaluation.worker import Apart, Here
+
+        contestants = [*_models(models or (DEFAULT_MODEL,), quality, threads), *_classical(against, threads)]
+    except ModuleNotFoundError as error:
+        raise DownlinkError(
+            f"evaluate needs the package {error.name}; pip install 'latent-downlink[evaluation]' brings it"
+        ) from error
+    if not contestants:
+        raise DownlinkError("nothing to measure: --model is none and --against is none; name one codec at least")
+    entries, left_out = listing.find(scenes, split)
+    millions = sum(listing.describe(entry.path).samples for entry in entries) / 1e6  # refuses before hours are spent
+    if left_out:
+        click.echo(f"{left_out} files of the corpus are neither 8- nor 16-bit integers: left out", err=True)
+
+    runner = Apart(threads) if isolate else Here()
+    settings = sum(len(contestant.settings(1.0)) for contestant in contestants)
+    try:
+        with _writer(json_path) as write, _progress(millions * settings) as done:
+            report = run(entries, contestants, peak, runner, done)
+            document = report.document(contestants[0].spec.label, threads)
+            write(document)
+    finally:
+        runner.close()
+    table.show(table.console(), document, {contestant.spec.label: contestant.unit for contestant in contestants})
+    if json_path is not None:
+        click.echo(f"All figures: {json_path}", err=True)
+    return len(report.failures)
+
+
+def _models(models: tuple[str, ...], quality: tuple[float, ...], threads: int) -> list[Any]:
+    from evaluation.evaluate import Contestant
+
+    found: list[Any] = []
+    for model in models:
+        if model == NO_MODEL:
+            continue
+        try:
+            name = bundle.find(model).name
+        except DownlinkError as error:
+            raise DownlinkError(f"{error}; --model {NO_MODEL} measures the classical codecs alone") from error
+        label = name if all(name != other.spec.label for other in found) else model
+        found.append(Contestant(CodecSpec(label, model=model, threads=threads), "quality", lambda peak: quality))
+    return found
+
+
+def _classical(names: tuple[str, ...], threads: int) -> list[Any]:
+    from evaluation.codecs import unit
+    from evaluation.evaluate import Contestant
+
+    return [
+        Contestant(
+            CodecSpec(name, classical=name, threads=threads), unit(name), lambda peak, name=name: sweep(name, peak)
+        )
+        for name in names
+    ]
+
+
+@contextlib.contextmanager
+def _writer(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Writes the JSON whole or not at all; finds out that it cannot be written before anything is measured."""
+    if path is None:
+        yield lambda document: None
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise DownlinkError(f"{path} cannot be written ({error.strerror}); give --json another place") from error
+    os.close(handle)
+    temporary = Path(name)
+
+    def write(document: dict[str, Any]) -> None:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
+        temporary.chmod(0o644)
+        temporary.replace(path)
+
+    try:
+        yield write
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _progress(total: float) -> Iterator[Callable[[str, str, float], None]]:
+    """A bar on standard error if that is a terminal; in million samples, for scenes differ in size."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from evaluation.table import console
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    out = console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task("evaluate", total=total)
+
+        def done(codec: str, scene: str, millions: float) -> None:
+            bar.update(task, advance=millions, description=f"{codec} · {scene[:40]}")
+
+        yield done

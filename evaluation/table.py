@@ -1,0 +1,143 @@
+"""The tables that `downlink evaluate` prints: for a person on a terminal, Markdown when piped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from evaluation.summary import LEVELS_DB, Row
+
+_PIPED_WIDTH = 200
+
+
+def console(file: TextIO | None = None, stderr: bool = False) -> Console:
+    found = Console(file=file, stderr=stderr, highlight=False)
+    return found if found.is_terminal else Console(file=file, stderr=stderr, highlight=False, width=_PIPED_WIDTH)
+
+
+def show(out: Console, document: dict[str, Any], units: dict[str, str]) -> None:
+    """Print a report: each setting when there is one scene, each scene when there are more, then the summary."""
+    rows, summary = document["rows"], document["summary"]
+    if rows:
+        _print(out, _settings(out, rows, units) if summary["scenes"] == 1 else _scenes(out, summary))
+        _print(out, _summary(out, summary))
+        for note in _notes(rows, summary):
+            out.print(note, style="dim", markup=False, soft_wrap=True)
+    for failure in document["failures"]:
+        text = f"Not measured: {failure['codec']} on {failure['scene']}: {failure['error']}"
+        out.print(text, style="bold red", markup=False, soft_wrap=True)
+
+
+def _print(out: Console, table: Table) -> None:
+    title, table.title = str(table.title), None  # a caption inside a Markdown table would break it
+    out.print(title, style="bold", markup=False)
+    if out.is_terminal:
+        out.print(table)
+        return
+    with out.capture() as captured:
+        out.print(table)
+    lines = "\n".join(filter(None, (line.strip() for line in captured.get().splitlines())))
+    out.print(f"\n{lines}\n", markup=False, soft_wrap=True)
+
+
+def _table(out: Console, title: str, names: Sequence[str], text_columns: int) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD if out.is_terminal else box.MARKDOWN, pad_edge=out.is_terminal)
+    for number, name in enumerate(names):
+        text = number < text_columns
+        table.add_column(name, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    return table
+
+
+def _settings(out: Console, rows: Sequence[Row], units: dict[str, str]) -> Table:
+    names = ["codec", "setting", "bytes", "ratio", "bits/sample", "PSNR dB", "max error", "SAM °", "SSIM"]
+    table = _table(out, rows[0]["scene"], [*names, "encode s", "decode s", "peak MB"], text_columns=1)
+    for before, row in zip([None, *rows], rows, strict=False):
+        first = before is None or before["codec"] != row["codec"]
+        table.add_row(
+            f"{row['codec']} ({units.get(row['codec'], 'setting')})" if first else "",
+            f"{row['setting']:g}",
+            f"{row['bytes']:,}",
+            f"{row['ratio']:.1f}",
+            _number(row["bits_per_sample"], 4),
+            _number(row["psnr_db"], 2, "lossless"),
+            str(row["max_error"]),
+            _number(row["sam_deg"], 3),
+            _number(row["ssim"], 4),
+            _number(row["encode_s"], 3),
+            _number(row["decode_s"], 3),
+            _number(row["peak_rss_mb"], 0),
+        )
+    return table
+
+
+def _scenes(out: Console, summary: dict[str, Any]) -> Table:
+    level = str(LEVELS_DB[len(LEVELS_DB) // 2])
+    codecs = list(summary["codecs"])
+    table = _table(out, f"Bits per sample at {level} dB", ["scene", *codecs], text_columns=1)
+    for scene, found in summary["bits_per_sample_at_per_scene"][level].items():
+        best = min((bits for bits in found.values() if bits is not None), default=None)
+        cells = []
+        for codec in codecs:
+            text = _number(found[codec], 4)
+            cells.append(f"[bold]{text}[/]" if found[codec] is not None and found[codec] == best else text)
+        table.add_row(scene.replace("[", r"\["), *cells)
+    return table
+
+
+def _summary(out: Console, summary: dict[str, Any]) -> Table:
+    levels = [str(level) for level in LEVELS_DB]
+    reference = summary["bd_rate_of"]
+    heads = [f"b/sample at {level} dB (n={summary['scenes_at'][level]})" for level in levels]
+    names = ["codec", *heads, f"BD-rate of {reference}", "encode MS/s", "decode MS/s", "peak MB"]
+    table = _table(out, f"{summary['scenes']} scene{'s' * (summary['scenes'] != 1)}", names, text_columns=1)
+    for codec, speed in summary["codecs"].items():
+        found = summary["bd_rate"].get(codec)
+        if found is None:
+            delta = "(itself)"
+        elif found["percent"] is None:
+            delta = "–"
+        else:
+            delta = f"{found['percent']:+.1f} % (n={found['scenes']})"
+        table.add_row(
+            codec,
+            *(_number(summary["bits_per_sample_at"][level][codec], 4) for level in levels),
+            delta,
+            _number(speed["encode_msamples_per_s"], 1),
+            _number(speed["decode_msamples_per_s"], 1),
+            _number(speed["peak_rss_mb"], 0),
+        )
+    return table
+
+
+def _notes(rows: Sequence[Row], summary: dict[str, Any]) -> list[str]:
+    peaks = " or ".join(f"{peak:g}" for peak in sorted({row["peak"] for row in rows}))
+    notes = [
+        f"PSNR against {peaks}, from the mean squared error over all valid samples of a scene. Bits at a PSNR: mean "
+        "over the n scenes on which all codecs reach it. MS/s: million samples per second. Peak memory is the codec's "
+        "process: interpreter, libraries and the scene.",
+    ]
+    overlaps = [
+        f"{found['overlap_db'][0]:.1f} to {found['overlap_db'][1]:.1f} dB against {codec}"
+        for codec, found in summary["bd_rate"].items()
+        if found["overlap_db"]
+    ]
+    if overlaps:
+        notes.append(
+            f"BD-rate of {summary['bd_rate_of']}, below 0 means fewer bits; median range {', '.join(overlaps)}."
+        )
+    for codec, found in summary["bd_rate"].items():
+        if found["refused"]:
+            scene, why = next(iter(found["refused"].items()))
+            notes.append(f"No BD-rate against {codec} on {len(found['refused'])} scenes, such as {scene}: {why}.")
+    wrong = sum(row["nodata_wrong"] for row in rows)
+    if wrong:
+        notes.append(f"{wrong} samples changed between data and nodata: see nodata_wrong in the JSON.")
+    return notes
+
+
+def _number(value: float | None, digits: int, absent: str = "–") -> str:
+    return absent if value is None else f"{value:.{digits}f}"
