@@ -106,6 +106,11 @@ class EdgeSession:
         return max(0, self._room - len(self._scenes))
 
     @property
+    def urgency(self) -> int | None:
+        """The highest priority among open scenes; None if none is open."""
+        return max((scene.outgoing.priority for scene in self._scenes.values()), default=None)
+
+    @property
     def unacked(self) -> int:
         return sum(len(scene.flying) for scene in self._scenes.values())
 
@@ -121,6 +126,11 @@ class EdgeSession:
         self._scenes[outgoing.scene_id] = _Scene(outgoing)
         self._watch(now)
         return [Send(Offer(outgoing.scene_id, outgoing.manifest, outgoing.priority))]
+
+    def withdraw(self, scene_id: str, now: float) -> None:
+        """Send nothing more of a scene: its chunks cannot be read."""
+        self._scenes.pop(scene_id, None)
+        self._watch(now)
 
     def take(self, bytes_max: int, now: float) -> Transmit | None:
         """The next chunks to send, at least one and then as many as fit `bytes_max`; None when nothing may go now.

@@ -1,0 +1,294 @@
+"""The sender: runs `EdgeSession` over grpc.aio, from the outbox to the ground, for as long as there is anything to
+send.
+
+It carries frames, sleeps and looks at the clock, so that the session need not. After a cut it comes back with
+exponential back-off and goes on where the ground says. With `rate_kbps` it keeps to that rate, protocol buffers
+included (not HTTP/2's own few bytes per frame). It never decides that a scene is safe: only the ground's word, passed
+on by the session, lets the outbox forget one.
+
+Raises `LinkError` when asked to stop with an empty outbox and that cannot be had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from downlink import limits
+from downlink.action import Close, Delivered, EdgeAction, Refused, Send, Transmit
+from downlink.errors import Corrupt, LinkError
+from downlink.frame import Chunks, EdgeFrame, Resend
+from downlink.framing import edge_message, ground_frame
+from downlink.session import EdgeSession
+from downlink.wire import link_pb2_grpc
+from encoder_node.log import log
+from encoder_node.outbox import Outbox
+from encoder_node.pace import Backoff, Bucket
+
+FRAME_BYTES = 256 * 1024  # chunk bytes per frame, when there is no rate limit
+POLL_S = 0.5  # how often the outbox is asked for news from other processes
+LINGER_S = 10.0  # how long a stream stays open with nothing to send
+GRACE_S = 4.0  # at shutdown, for the frame being written and again for the last acknowledgements
+PATIENCE_S_MAX = 3600.0
+HOPELESS = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "UNIMPLEMENTED")  # trying the same again changes nothing
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to send."""
+
+    ground: str  # HOST:PORT
+    rate_kbps: float | None = None  # 1000 bits per second; None: as fast as it goes
+    window_chunks: int = limits.UNACKED_CHUNKS_MAX
+    patience_s: float = 120.0  # a stream on which nothing is heard for so long is given up
+    give_up_s: float = 60.0  # with `until_empty`: without any progress for so long
+    software: str = "encoder-node"
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes per second."""
+        return None if self.rate_kbps is None else self.rate_kbps * 125.0
+
+    @property
+    def frame_bytes(self) -> int:
+        """Frames of at most half a second, so that a slow link is not held up by its own buffers."""
+        return FRAME_BYTES if self.rate is None else int(min(FRAME_BYTES, max(4096.0, self.rate / 2)))
+
+
+class Sender:
+    """Sends an outbox to one ground."""
+
+    def __init__(self, outbox: Outbox, options: Options) -> None:
+        self.outbox = outbox
+        self.options = options
+        self.bucket = Bucket(options.rate, time.monotonic())  # one for all streams: a cut must not refill it
+        self.stopping = asyncio.Event()
+        self.progress_at = time.monotonic()
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="outbox")
+        self._patience_s = options.patience_s
+
+    def stop(self) -> None:
+        """Finish what is in flight and return from `run`."""
+        self.stopping.set()
+
+    async def run(self, *, until_empty: bool = False) -> None:
+        """Send whatever the outbox holds until `stop`; with `until_empty`, until all of it is durable on the ground."""
+        backoff = Backoff()
+        trouble = ""
+        self.progress_at = time.monotonic()
+        while not self.stopping.is_set():
+            if await self.disk(lambda: self.outbox.due(1)):
+                began = time.monotonic()
+                trouble = await self._contact(until_empty)
+                if trouble and not self.stopping.is_set():
+                    if self.progress_at >= began:
+                        backoff.reset()
+                        self._patience_s = self.options.patience_s
+                    delay = backoff.next_s()
+                    facts = {"ground": self.options.ground, "reason": trouble, "retry_s": round(delay, 2)}
+                    log.warning("link down", extra=facts)
+                    await self.pause(delay)
+            elif until_empty and await self.disk(self.outbox.next_due_at) is None:
+                break
+            else:
+                await self.pause(POLL_S)
+            if until_empty and time.monotonic() - self.progress_at > self.options.give_up_s:
+                why = trouble or "the ground asks to come back later"
+                raise LinkError(
+                    f"gave up after {self.options.give_up_s:g} s without progress: {why}; {await self._left()}"
+                )
+        if until_empty and (left := await self._left()):
+            raise LinkError(left)
+
+    async def _left(self) -> str:
+        """What is not safe on the ground, in a sentence; empty if all is."""
+        entries = await self.disk(self.outbox.undelivered)
+        if not entries:
+            return ""
+        first = entries[0]
+        why = f" ({first.reason})" if first.reason else ""
+        what = f"{len(entries)} scenes are" if len(entries) > 1 else "1 scene is"
+        return f"{what} not delivered: {first.name} {first.scene_id[:12]}… is {first.state}{why}"
+
+    async def _contact(self, until_empty: bool) -> str:
+        """One stream, from its opening to its end. Returns what went wrong, or nothing."""
+        options = self.options
+        chunk_s = (
+            limits.CHUNK_BYTES_MAX / options.rate if options.rate else 0.0
+        )  # nothing is heard while one is on its way
+        settings = [
+            ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
+            ("grpc.max_send_message_length", limits.MESSAGE_BYTES_MAX),
+            ("grpc.keepalive_time_ms", int(limits.KEEPALIVE_S * 1000)),
+            ("grpc.keepalive_timeout_ms", int(max(20.0, 3 * chunk_s) * 1000)),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.use_local_subchannel_pool", 1),  # a new connection each time: gRPC's own back-off would add to ours
+        ]
+        patience_s = max(self._patience_s, 4 * chunk_s)
+        session = EdgeSession(options.software, window_chunks=options.window_chunks, patience_s=patience_s)
+        stub: Any = link_pb2_grpc.LinkServiceStub
+        async with grpc.aio.insecure_channel(options.ground, settings) as channel:
+            try:
+                await _Contact(stub(channel).Deliver(), session, self).run(until_empty)
+            except grpc.aio.AioRpcError as error:
+                trouble = f"{error.code().name}: {error.details()}"
+                if until_empty and error.code().name in HOPELESS:
+                    raise LinkError(
+                        f"the ground {options.ground} ends the stream: {trouble}; {await self._left()}"
+                    ) from error
+                return trouble
+            except LinkError as error:
+                self._patience_s = min(
+                    PATIENCE_S_MAX, 2 * self._patience_s
+                )  # even a link slower than thought gets through
+                return str(error)
+        return ""
+
+    async def disk(self, work: Callable[[], Result]) -> Result:
+        """Run something on the outbox, in its own thread and in order."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, but not through a `stop`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.stopping.wait(), seconds)
+
+
+class _Contact:
+    """One stream: a talker, a listener and a watchdog around one session."""
+
+    def __init__(self, call: Any, session: EdgeSession, sender: Sender) -> None:
+        self._call = call
+        self._session = session
+        self._sender = sender
+        self._news = asyncio.Event()  # the ground has said something, or we are to stop
+
+    async def run(self, until_empty: bool) -> None:
+        """Until there is nothing to send, or `stop`. Raises AioRpcError or LinkError when the stream ends otherwise."""
+        talker = asyncio.create_task(self._talk(until_empty))
+        listener = asyncio.create_task(self._listen())
+        watchdog = asyncio.create_task(self._watch())
+        stopping = asyncio.create_task(self._sender.stopping.wait())
+        try:
+            await asyncio.wait({talker, listener, watchdog, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if stopping.done():
+                self._news.set()
+                await asyncio.wait({talker, listener}, timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
+            if talker.done() and not talker.exception() and not listener.done():
+                await self._call.done_writing()
+                await asyncio.wait({listener, watchdog}, timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
+            elif talker.done() and talker.exception():
+                await asyncio.wait({listener}, timeout=1.0)  # it knows better why writing has failed
+            for task in (listener, watchdog, talker):
+                if task.done():
+                    task.result()  # raises what ended it
+            if listener.done() and not talker.done():
+                raise LinkError("the ground has ended the stream early")
+        finally:
+            self._call.cancel()
+            stopping.cancel()
+            for task in (talker, listener, watchdog):
+                task.cancel()
+            await asyncio.gather(talker, listener, watchdog, stopping, return_exceptions=True)
+
+    async def _talk(self, until_empty: bool) -> None:
+        session, sender = self._session, self._sender
+        await self._perform(session.start(time.monotonic()))
+        look_at = idle_since = time.monotonic()
+        while not sender.stopping.is_set():
+            now = time.monotonic()
+            if session.room and (now >= look_at or not session.open):
+                await self._offer()
+                look_at = now + POLL_S
+            if session.open:
+                idle_since = now
+            elif until_empty or now - idle_since > LINGER_S:
+                return
+            if delay := sender.bucket.delay(now):
+                await sender.pause(delay)
+            elif transmit := session.take(sender.options.frame_bytes, now):
+                await self._transmit(transmit)
+            else:
+                self._news.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), POLL_S)
+
+    async def _offer(self) -> None:
+        """Bring up the most urgent scenes. The last free place is kept for one that is more urgent than all open
+        ones."""
+        session, sender = self._session, self._sender
+        room, known = session.room, session.open
+        for scene in await sender.disk(lambda: sender.outbox.due(room, without=known)):
+            urgency = session.urgency
+            if session.room > 1 or urgency is None or scene.priority > urgency:
+                log.info("offered", extra={"scene": scene.scene_id, "chunks": int((scene.lengths > 0).sum())})
+                await self._perform(session.offer(scene, time.monotonic()))
+
+    async def _transmit(self, transmit: Transmit) -> None:
+        scene_id, sender = transmit.scene_id, self._sender
+        try:
+            chunks = await sender.disk(lambda: sender.outbox.load(scene_id, transmit.indexes))
+        except Corrupt as error:
+            reason = str(error)
+            log.error("damaged", extra={"scene": scene_id, "reason": reason})
+            self._session.withdraw(scene_id, time.monotonic())
+            await sender.disk(lambda: sender.outbox.damaged(scene_id, reason))
+            return
+        await self._write(Chunks(scene_id, tuple(chunks), transmit.flush))
+
+    async def _write(self, frame: EdgeFrame) -> None:
+        message = edge_message(frame)
+        self._sender.bucket.spend(message.ByteSize())
+        await self._call.write(message)
+
+    async def _listen(self) -> None:
+        while (message := await self._call.read()) is not grpc.aio.EOF:
+            frame = ground_frame(message)
+            if frame is None:
+                continue
+            now = time.monotonic()
+            before = self._session.acknowledged
+            actions = self._session.receive(frame, now)
+            if self._session.acknowledged > before or any(isinstance(action, Delivered) for action in actions):
+                self._sender.progress_at = now
+            if isinstance(frame, Resend):
+                facts = {
+                    "scene": frame.scene_id,
+                    "chunks": sum(item.count for item in frame.ranges),
+                    "reason": frame.reason,
+                }
+                log.warning("sent again", extra=facts)
+            await self._perform(actions)
+            self._news.set()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            await self._perform(self._session.tick(time.monotonic()))
+
+    async def _perform(self, actions: Sequence[EdgeAction]) -> None:
+        outbox = self._sender.outbox
+        for action in actions:
+            match action:
+                case Send(frame):
+                    await self._write(frame)
+                case Delivered(scene_id):
+                    await self._sender.disk(partial(outbox.delivered, scene_id))
+                    log.info("delivered", extra={"scene": scene_id})
+                case Refused(scene_id, refusal):
+                    await self._sender.disk(partial(outbox.refused, scene_id, refusal))
+                    facts = {"scene": scene_id, "code": refusal.code.name.lower(), "reason": refusal.message}
+                    log.error("refused", extra={**facts, "retry_s": refusal.retry_after_s})
+                case Close(_, reason):
+                    raise LinkError(reason)
