@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import rasterio.errors
 import rasterio.warp
 
 from decoder_node.raster import crs_of
@@ -25,7 +24,7 @@ def footprint(scene: Scene) -> tuple[Json | None, list[float] | None]:
             continue
         try:
             geometry: Json = rasterio.warp.transform_geom(crs, "EPSG:4326", _outline(grid), precision=7)
-        except (rasterio.errors.RasterioError, ValueError):  # a CRS without a way to longitude and latitude
+        except Exception:  # a CRS without a way to longitude and latitude; what rasterio raises has no public base
             continue
         polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
         points = [point for polygon in polygons for ring in polygon for point in ring]
