@@ -72,7 +72,7 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     minutes: float = 0.0
     """Stop after so many minutes of training (0 = by steps alone); the learning rate decays by whichever ends first."""
     validate_every: int = 500
-    patience: int = 0
+    patience: int = 20
     """Stop after so many validations without a better one (0 = never)."""
     clip_norm: float = 1.0
     average: float = 0.999

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import queue
-import subprocess
+import sys
 import threading
 import time
 from copy import deepcopy
@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 import torch
 
+from training.card import commit
 from training.config import Run
 from training.corpus import Batch, Picture, Sampler, read_corpus, spectral_basis
 from training.model import HALO, PlaneCodec
@@ -98,16 +99,6 @@ def has_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def commit() -> str:
-    """The commit that the code of this run is at, or 'unknown' outside a checkout."""
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 @dataclass
 class State:
     """What a checkpoint holds besides the weights."""
@@ -127,6 +118,30 @@ def learning_rate(run: Run, state: State) -> float:
     if schedule.minutes:
         done = max(done, state.seconds / 60 / schedule.minutes)
     return schedule.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+class Bar:
+    """A progress bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, run: Run, quiet: bool) -> None:
+        self.progress: Any = None
+        if not quiet and sys.stdout.isatty():
+            from rich.progress import Progress, TimeElapsedColumn
+
+            self.progress = Progress(*Progress.get_default_columns(), TimeElapsedColumn())
+            self.progress.start()
+            self.task = self.progress.add_task(run.name, total=1.0)
+
+    def show(self, run: Run, state: State, loss: float) -> None:
+        if self.progress is not None:
+            minutes = run.schedule.minutes
+            done = max(state.step / run.schedule.steps, state.seconds / 60 / minutes if minutes else 0.0)
+            text = f"{run.name} step {state.step} loss {loss:.3f}"
+            self.progress.update(self.task, completed=min(1.0, done), description=text)
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
 
 
 class Writer:
@@ -186,7 +201,7 @@ def train(
         sampler.random = np.random.default_rng(run.seed + state.step)
     batches = validation_batches(held, run)
     (out / "config.json").write_bytes(msgspec.json.format(msgspec.json.encode(run)))
-    writer, prefetch = Writer(out), Prefetch(sampler)
+    writer, prefetch, bar = Writer(out), Prefetch(sampler), Bar(run, quiet)
     writer.write(
         state.step,
         {"seed": run.seed, "commit": commit(), "pictures": len(training), "held_out": len(held), "device": str(device)},
@@ -223,6 +238,7 @@ def train(
             for mean, weight in zip(average.parameters(), codec.parameters(), strict=True):
                 mean.lerp_(weight, 1 - decay)
         seen, loss_sum = seen + 1, loss_sum + float(loss.detach())
+        bar.show(run, state, loss_sum / seen)
         if state.step % run.schedule.validate_every == 0 or state.step == 1:
             row: dict[str, Any] = {"loss": loss_sum / seen, "seconds": state.seconds, "rate": learning_rate(run, state)}
             row |= validate(average, batches, run.trade, amp)
@@ -245,4 +261,5 @@ def train(
                 )
             if run.schedule.patience and state.stale >= run.schedule.patience:
                 break
+    bar.close()
     return out / "best.pt"
