@@ -1,0 +1,257 @@
+"""Lane-interleaved rANS: symbols with integer frequencies <-> 16-bit words and one 32-bit state per lane.
+
+Integers only, so the same words come out of every machine. A lane's state lies in [2^16, 2^32), frequencies sum to
+2^14, and one 16-bit word at a time enters or leaves a state. The i-th symbol of a segment belongs to row i // lanes,
+lane i % lanes; the last row of a segment may be partial and the next segment starts a new row. Within a row the words
+stand in the order of the lanes. `encode` takes all segments and walks them backwards from states of exactly 2^16;
+`Decoder` takes them forwards, one by one, so that the tables of a later segment may depend on the symbols of an
+earlier one.
+
+Few lanes cost few bytes but leave numpy little to do at once: up to `SCALAR_LANES` the same stream is made and read
+with plain Python integers, which is faster there.
+
+`Decoder` refuses words that run out (`Corrupt`); time and memory are bounded by the number of symbols asked for. It
+cannot know that it is at the end: `finished` says whether every lane is back at 2^16, and `position` how many words
+were used.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from downlink.errors import Corrupt
+
+PRECISION = 14
+TOTAL = 1 << PRECISION
+ENTRIES = 256
+"""Entries of a table, so that an entry fits a byte; entry `e` of table `t` has the flat number t * 256 + e."""
+START = 1 << 16
+"""Lower end of a state's interval, and the state of every lane before the first symbol is encoded."""
+MAX_LANES = 1024
+SCALAR_LANES = 8
+
+_RECIPROCAL_BITS = 46
+_BLOCK = 1 << 14
+"""Symbols gathered at once: their table rows then stay in the cache."""
+
+States = NDArray[np.uint32]
+Words = NDArray[np.uint16]
+
+
+class Model:
+    """Frequency tables in the forms in which the coder needs them, each made on first use.
+
+    `frequencies` is (tables, 256), every row a run of positive numbers that sum to 2^14, then zeros; at least two
+    positive ones, because a frequency of 2^14 would overflow a state. `downlink.table.Tables` checks that.
+    """
+
+    def __init__(self, frequencies: NDArray[Any]) -> None:
+        table = frequencies.astype(np.int64)
+        self.tables = len(table)
+        self.frequency: NDArray[np.int64] = table.reshape(-1)
+        self.start: NDArray[np.int64] = (np.cumsum(table, axis=1) - table).reshape(-1)
+
+    @cached_property
+    def encoding(self) -> tuple[NDArray[np.uint64], ...]:
+        """Per flat entry: the state from which a word leaves first, a reciprocal, 2^14 - frequency, the cumulative one.
+
+        A frequency f is below 2^14 and a state x below f * 2^18 once its word has left. So with m = ceil(2^46 / f),
+        x * m < 2^64 because f (f - 1) < 2^28, and x * m >> 46 == x // f because x * (m f - 2^46) < f * 2^18 * f < 2^46.
+        """
+        f = np.maximum(self.frequency, 1)
+        reciprocal = ((1 << _RECIPROCAL_BITS) + f - 1) // f
+        return tuple(a.astype(np.uint64) for a in (f << (32 - PRECISION), reciprocal, TOTAL - f, self.start))
+
+    @cached_property
+    def slots(self) -> NDArray[np.uint32]:
+        """Per table and slot (the low 14 bits of a state): frequency << 14 | slot - cumulative frequency."""
+        slot = np.tile(np.arange(TOTAL, dtype=np.uint32), self.tables)
+        first = np.repeat(self.start.astype(np.uint32), self.frequency)
+        return np.repeat((self.frequency << PRECISION).astype(np.uint32), self.frequency) + (slot - first)
+
+    @cached_property
+    def slot_list(self) -> array[int]:
+        """`slots` for the scalar decoder: an array gives Python integers faster than numpy does."""
+        code = "I" if array("I").itemsize == 4 else "L"
+        return array(code, self.slots.tobytes())
+
+    @cached_property
+    def slot_entries(self) -> NDArray[np.uint8]:
+        """Per table and slot: the entry."""
+        entry = np.tile(np.arange(ENTRIES, dtype=np.uint8), self.tables)
+        return np.repeat(entry, self.frequency)
+
+
+def encode(model: Model, segments: Sequence[NDArray[np.int64]], lanes: int) -> tuple[States, Words]:
+    """Final states and words, in the order in which the decoder wants them, of segments of flat entries."""
+    if lanes & (lanes - 1) or not 1 <= lanes <= MAX_LANES:
+        raise ValueError(f"{lanes} lanes: give a power of two from 1 to {MAX_LANES}")
+    if lanes <= SCALAR_LANES:
+        return _encode_scalar(model, segments, lanes)
+    return _encode_rows(model, segments, lanes)
+
+
+def _encode_scalar(model: Model, segments: Sequence[NDArray[np.int64]], lanes: int) -> tuple[States, Words]:
+    states = [START] * lanes
+    words: list[int] = []
+    for entries in reversed(segments):
+        backwards = entries[::-1]
+        frequencies = model.frequency[backwards].tolist()
+        starts = model.start[backwards].tolist()
+        order = (np.arange(len(entries) - 1, -1, -1) & (lanes - 1)).tolist()
+        for f, start, lane in zip(frequencies, starts, order, strict=True):
+            x = states[lane]
+            if x >= f << 18:
+                words.append(x & 0xFFFF)
+                x >>= 16
+            states[lane] = x + x // f * (TOTAL - f) + start
+    return np.array(states, dtype=np.uint32), np.array(words[::-1], dtype=np.uint16)
+
+
+def _encode_rows(model: Model, segments: Sequence[NDArray[np.int64]], lanes: int) -> tuple[States, Words]:
+    limits, reciprocals, gaps, starts = model.encoding
+    block = max(1, _BLOCK // lanes) * lanes
+    limit, reciprocal, gap, start = (np.empty(block, np.uint64) for _ in range(4))
+    states = np.full(lanes, START, np.uint64)
+    quotients = np.empty(lanes, np.uint64)
+    full = np.empty(lanes, bool)
+    words = np.empty(sum(len(entries) for entries in segments), np.uint16)
+    position = len(words)
+    word_bits, reciprocal_bits = np.array(16, np.uint64), np.array(_RECIPROCAL_BITS, np.uint64)
+    greater_equal, multiply, right_shift, add = np.greater_equal, np.multiply, np.right_shift, np.add
+
+    for entries in reversed(segments):
+        for first in range((len(entries) - 1) // block * block, -1, -block):
+            part = entries[first : first + block]
+            n = len(part)
+            limits.take(part, out=limit[:n], mode="clip")
+            reciprocals.take(part, out=reciprocal[:n], mode="clip")
+            gaps.take(part, out=gap[:n], mode="clip")
+            starts.take(part, out=start[:n], mode="clip")
+            x, q, mask = states, quotients, full
+            for a in range((n - 1) // lanes * lanes, -1, -lanes):
+                b = a + lanes
+                if b > n:
+                    b = n
+                    x, q, mask = states[: n - a], quotients[: n - a], full[: n - a]
+                (leaving,) = greater_equal(x, limit[a:b], mask).nonzero()
+                count = leaving.size
+                if count:
+                    word = x[leaving]
+                    words[position - count : position] = word  # keeps the low 16 bits
+                    position -= count
+                    right_shift(word, word_bits, word)
+                    x[leaving] = word
+                multiply(x, reciprocal[a:b], q)
+                right_shift(q, reciprocal_bits, q)
+                multiply(q, gap[a:b], q)
+                add(x, q, x)
+                add(x, start[a:b], x)
+                if x is not states:
+                    x, q, mask = states, quotients, full
+    return states.astype(np.uint32), words[position:]
+
+
+class Decoder:
+    """Reads the segments of a stream in the order in which they were encoded."""
+
+    def __init__(self, model: Model, states: NDArray[Any], words: NDArray[Any]) -> None:
+        self._model = model
+        self.lanes = len(states)
+        self.position = 0
+        self._available = len(words)
+        self._scalar = self.lanes <= SCALAR_LANES
+        if self._scalar:
+            self._state_list: list[int] = states.tolist()
+            self._word_list: list[int] = words.tolist()
+        else:
+            self._states = states.astype(np.uint32)
+            self._words = words.astype(np.uint32)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every lane is back where the encoder started."""
+        states = self._state_list if self._scalar else self._states.tolist()
+        return all(state == START for state in states)
+
+    def decode(self, tables: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The entries of the next segment, whose i-th symbol was coded with table number `tables[i]`."""
+        if len(tables) == 0:
+            return np.empty(0, np.uint8)
+        return self._decode_scalar(tables) if self._scalar else self._decode_rows(tables)
+
+    def _exhausted(self) -> Corrupt:
+        return Corrupt(f"the symbols need more than the {self._available} coded words there are; fetch the chunk again")
+
+    def _decode_scalar(self, tables: NDArray[np.int64]) -> NDArray[np.uint8]:
+        states, words, position = self._state_list, self._word_list, self.position
+        slots = self._model.slot_list
+        order = (np.arange(len(tables)) & (self.lanes - 1)).tolist()
+        found = []
+        try:
+            for offset, lane in zip((tables << PRECISION).tolist(), order, strict=True):
+                x = states[lane]
+                slot = offset + (x & 0x3FFF)
+                found.append(slot)
+                packed = slots[slot]
+                x = (packed >> 14) * (x >> 14) + (packed & 0x3FFF)
+                if x < 65536:
+                    x = x << 16 | words[position]
+                    position += 1
+                states[lane] = x
+        except IndexError:
+            raise self._exhausted() from None
+        self.position = position
+        return self._model.slot_entries[np.array(found, dtype=np.int64)]
+
+    def _decode_rows(self, tables: NDArray[np.int64]) -> NDArray[np.uint8]:
+        lanes, states, words = self.lanes, self._states, self._words
+        position, available = self.position, self._available
+        packed, frequencies = np.empty(lanes, np.uint32), np.empty(lanes, np.uint32)
+        slot, low = np.empty(lanes, np.int64), np.empty(lanes, bool)
+        slots = self._model.slots
+        slot_mask, slot_bits = np.array(TOTAL - 1, np.uint32), np.array(PRECISION, np.uint32)
+        lower_end, word_bits = np.array(START, np.uint32), np.array(16, np.uint32)
+        bitwise_and, bitwise_or, add, multiply = np.bitwise_and, np.bitwise_or, np.add, np.multiply
+        left_shift, right_shift, less, take = np.left_shift, np.right_shift, np.less, slots.take
+
+        total = len(tables)
+        entries = np.empty(total, np.uint8)
+        block = max(1, _BLOCK // lanes) * lanes
+        for first in range(0, total, block):
+            index = tables[first : first + block] << PRECISION
+            n = len(index)
+            for a in range(0, n, lanes):
+                at = index[a : a + lanes]
+                x, p, f, s, mask = states, packed, frequencies, slot, low
+                if len(at) < lanes:
+                    x, p, f, s, mask = x[: len(at)], p[: len(at)], f[: len(at)], s[: len(at)], mask[: len(at)]
+                bitwise_and(x, slot_mask, f)
+                s[...] = f  # one type per operation: mixed ones take numpy's slow path
+                add(at, s, at)
+                take(at, None, p, "clip")
+                right_shift(p, slot_bits, f)
+                right_shift(x, slot_bits, x)
+                multiply(x, f, x)
+                bitwise_and(p, slot_mask, p)
+                add(x, p, x)
+                (hungry,) = less(x, lower_end, mask).nonzero()
+                count = hungry.size
+                if count:
+                    end = position + count
+                    if end > available:
+                        raise self._exhausted()
+                    fed = x[hungry]
+                    left_shift(fed, word_bits, fed)
+                    bitwise_or(fed, words[position:end], fed)
+                    x[hungry] = fed
+                    position = end
+            self._model.slot_entries.take(index, out=entries[first : first + n], mode="clip")
+        self.position = position
+        return entries

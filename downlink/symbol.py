@@ -1,0 +1,261 @@
+"""Symbols of a chunk <-> its payload bytes.
+
+Both sides know, per symbol, a scale index and a mean (see `downlink.table`), segment after segment; the payload says
+the rest, in three parts:
+
+    head   bits, most significant first, zero-padded to a byte: lane code (4 bits: log2 of the lanes; 11: nothing is
+           coded), exceptions flag (1), per lane n (4 bits), per lane m (16 + n bits); the lane's state is 2^(16+n) + m
+    words  16 bits each, little-endian, as `downlink.rans` takes them
+    side   from the payload's last byte backwards, per segment: if flagged and the segment has certain symbols,
+           exceptions (count, then gap and zigzag of the difference - 1 of each) as varints; a varint per escape; the
+           raw low bits, most significant first, zero-padded to a byte
+
+Neither count nor length is stored: words and side must meet exactly when the last segment has been taken. A payload of
+no bytes says that every symbol is certain and as expected.
+
+`SymbolEncoder.add` refuses contexts and values out of range (`BundleError`, `TooLarge`). `SymbolDecoder` and `take`
+refuse bytes that cannot be (`Corrupt`), in time and memory bounded by the arrays given to `take`; `close` refuses what
+does not end as it must (`Corrupt`). Flipped raw bits, escapes and exceptions can pass: the chunk's checksum guards
+them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from downlink import rans
+from downlink.errors import Corrupt
+from downlink.table import MAX_VALUE, Keys, Tables
+
+NOTHING_CODED = 11
+_LANE_BITS = 20
+"""What a lane costs on average: 4 bits of n, 16 + n of the state, of which about half of n is content."""
+_OVERHEAD = 7, 1000
+"""Lanes may cost this share of the coded bits."""
+_VARINT_BYTES = 4
+_AGAIN = "fetch the chunk again"
+_SHORT = f"the payload ends before its symbols do; {_AGAIN}"
+
+
+class SymbolEncoder:
+    """Collects segments, then makes the payload; the coder runs backwards, so nothing can be written before the end."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._entries: list[NDArray[np.int64]] = []
+        self._sides: list[tuple[bytes, bytes]] = []
+        self._excepted = False
+        self._coded_bits = 0.0
+
+    def add(self, values: NDArray[np.int32], index: NDArray[np.uint8], mean: NDArray[np.int32]) -> None:
+        """The next segment: values with the scale index and the mean (in 1/8 units) of each."""
+        located = self._tables.locate(values, index, mean)
+        self._entries.append(located.entries)
+        exceptions = bytearray()
+        if located.certain:
+            _put(exceptions, len(located.exceptions))
+            gaps = np.diff(located.exception_ranks, prepend=-1) - 1
+            for gap, zigzag in zip(gaps.tolist(), located.exceptions.tolist(), strict=True):
+                _put(exceptions, gap)
+                _put(exceptions, zigzag - 1)
+        self._excepted |= len(located.exceptions) > 0
+        rest = bytearray()
+        for over in located.escapes.tolist():
+            _put(rest, over)
+        rest += pack_bits(located.raw, located.raw_widths)
+        self._sides.append((bytes(exceptions), bytes(rest)))
+        self._coded_bits += self._tables.coded_bits(located.entries)
+
+    def finish(self, lanes: int | None = None) -> bytes:
+        """The payload. More lanes cost bytes and save time; None takes as many as cost 0.7 %."""
+        side = b"".join((exceptions if self._excepted else b"") + rest for exceptions, rest in self._sides)[::-1]
+        if not any(len(entries) for entries in self._entries):
+            return pack_bits(np.array([NOTHING_CODED, 1]), np.array([4, 1])) + side if self._excepted else b""
+        if lanes is None:
+            share, whole = _OVERHEAD
+            affordable = int(self._coded_bits) * share // (whole * _LANE_BITS)
+            lanes = 1 << min(rans.MAX_LANES, max(1, affordable)).bit_length() - 1
+        states, words = rans.encode(self._tables.model, self._entries, lanes)
+        extra = np.array([state.bit_length() - 17 for state in states.tolist()])
+        mantissas = states.astype(np.int64) - (1 << 16 + extra)
+        head = pack_bits(
+            np.concatenate(([lanes.bit_length() - 1, self._excepted], extra, mantissas)),
+            np.concatenate(([4, 1], np.full(lanes, 4), 16 + extra)),
+        )
+        return head + words.astype("<u2").tobytes() + side
+
+
+class SymbolDecoder:
+    """Takes the segments out of a payload, in the order in which they were added."""
+
+    def __init__(self, tables: Tables, payload: bytes) -> None:
+        self._tables = tables
+        self._side = bytes(payload)[::-1]
+        self._side_position = 0
+        self._size = len(payload)
+        self._head = 0
+        self._coder: rans.Decoder | None = None
+        self._excepted = False
+        self._flagged = False
+        self._coded = 0
+        if payload:
+            self._read_head(np.frombuffer(payload, np.uint8))
+
+    def _read_head(self, payload: NDArray[np.uint8]) -> None:
+        code = int(payload[0]) >> 4
+        self._flagged = bool(payload[0] & 8)
+        if code > NOTHING_CODED:
+            raise Corrupt(f"the payload has lane code {code}; the highest is {NOTHING_CODED}; {_AGAIN}")
+        lanes = 1 << code if code < NOTHING_CODED else 0
+        bits = 5 + 4 * lanes
+        if bits > 8 * self._size:
+            raise Corrupt(f"{lanes} lanes need more than the {self._size} bytes of the payload; {_AGAIN}")
+        extra = unpack_bits(payload, 5 + 4 * np.arange(lanes), np.full(lanes, 4))
+        ends = bits + np.cumsum(16 + extra)
+        bits = int(ends[-1]) if lanes else bits
+        self._head = -(-bits // 8)
+        if self._head > self._size:
+            raise Corrupt(f"{lanes} lanes need {self._head} bytes, the payload has {self._size}; {_AGAIN}")
+        if bits % 8 and payload[self._head - 1] & (0xFF >> bits % 8):
+            raise Corrupt(f"the padding after the lanes is not zero; {_AGAIN}")
+        if lanes:
+            states = (1 << 16 + extra) + unpack_bits(payload, ends - 16 - extra, 16 + extra)
+            count = (self._size - self._head) // 2
+            words = payload[self._head : self._head + 2 * count].view("<u2")
+            self._coder = rans.Decoder(self._tables.model, states, words)
+
+    def take(self, index: NDArray[np.uint8], mean: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The values of the next segment."""
+        keys = self._tables.keys(index, mean)
+        if keys.certain is None:
+            values = self._take_coded(keys)
+        else:
+            values = mean.astype(np.int32)
+            values += 4
+            values >>= 3
+            if self._flagged:
+                self._take_exceptions(values, np.flatnonzero(keys.certain))
+            if len(keys.route):
+                values[~keys.certain] = self._take_coded(keys)
+        if len(values) and (int(values.max()) > MAX_VALUE or int(values.min()) < -MAX_VALUE):
+            raise Corrupt(
+                f"a symbol lies between {values.min()} and {values.max()}; {MAX_VALUE} is the limit; {_AGAIN}"
+            )
+        return values
+
+    def _take_coded(self, keys: Keys) -> NDArray[np.int32]:
+        count = len(keys.route)
+        if count == 0:
+            return np.empty(0, np.int32)
+        if self._coder is None:
+            raise Corrupt(f"{count} symbols are coded, but the payload of {self._size} bytes has no lanes; {_AGAIN}")
+        self._coded += count
+        tables = self._tables
+        v = self._coder.decode(tables.table_of.take(keys.route, mode="clip")).astype(np.int32)
+        escaped = np.flatnonzero(v == tables.escape_of.take(keys.route, mode="clip")).tolist()
+        low = tables.low_of.take(keys.route, mode="clip")
+        v += low
+        for i in escaped:
+            over = self._varint()
+            entry = int(low[i]) - 1 - (over >> 1) if over & 1 else int(v[i]) + (over >> 1)
+            bits = int(tables.shift_of[keys.route[i]])
+            if abs(entry) << bits > 4 * MAX_VALUE:
+                raise Corrupt(f"an escaped symbol is {entry} << {bits}, but {MAX_VALUE} is the limit; {_AGAIN}")
+            v[i] = entry
+        if keys.shifted:
+            shift = tables.shift_of.take(keys.route, mode="clip")
+            v <<= shift
+            shifted = np.flatnonzero(shift != 0)
+            v[shifted] |= self._raw(shift[shifted].astype(np.int64)).astype(np.int32)
+        v += keys.base
+        return v
+
+    def _take_exceptions(self, values: NDArray[np.int32], certain: NDArray[np.intp]) -> None:
+        count = self._varint()
+        if count > len(certain):
+            raise Corrupt(f"{count} exceptions among {len(certain)} certain symbols; {_AGAIN}")
+        self._excepted |= count > 0
+        rank = -1
+        for _ in range(count):
+            rank += 1 + self._varint()
+            zigzag = 1 + self._varint()
+            if rank >= len(certain):
+                raise Corrupt(f"an exception has rank {rank} among {len(certain)} certain symbols; {_AGAIN}")
+            value = int(values[certain[rank]]) + (zigzag >> 1 ^ -(zigzag & 1))
+            if abs(value) > MAX_VALUE:
+                raise Corrupt(f"an exception has the value {value}; {MAX_VALUE} is the limit; {_AGAIN}")
+            values[certain[rank]] = value
+
+    def _varint(self) -> int:
+        number = 0
+        for i in range(_VARINT_BYTES):
+            if self._side_position >= self._size - self._head:
+                raise Corrupt(_SHORT)
+            byte = self._side[self._side_position]
+            self._side_position += 1
+            number |= (byte & 0x7F) << 7 * i
+            if byte < 0x80:
+                if byte == 0 and i:
+                    raise Corrupt(f"a number in the side bytes is longer than it needs to be; {_AGAIN}")
+                return number
+        raise Corrupt(f"a number in the side bytes is longer than {_VARINT_BYTES} bytes; {_AGAIN}")
+
+    def _raw(self, widths: NDArray[np.int64]) -> NDArray[np.int64]:
+        ends = np.cumsum(widths)
+        size = -(-int(ends[-1]) // 8)
+        if self._side_position + size > self._size - self._head:
+            raise Corrupt(_SHORT)
+        packed = np.frombuffer(self._side, np.uint8, size, self._side_position)
+        self._side_position += size
+        if ends[-1] % 8 and packed[-1] & (0xFF >> int(ends[-1]) % 8):
+            raise Corrupt(f"the padding after raw bits is not zero; {_AGAIN}")
+        return unpack_bits(packed, ends - widths, widths)
+
+    def close(self) -> None:
+        """After the last segment: everything must have been used, and every lane be back where the encoder started."""
+        coder = self._coder
+        used = self._head + self._side_position + (2 * coder.position if coder else 0)
+        if used != self._size:
+            raise Corrupt(f"the symbols take {used} bytes, the payload has {self._size}; {_AGAIN}")
+        if coder and not (coder.finished and self._coded):
+            raise Corrupt(f"the symbols do not end where the encoder started; {_AGAIN}")
+        if self._flagged != self._excepted:
+            raise Corrupt(f"the payload promises exceptions but has none; {_AGAIN}")
+        if self._size and not coder and not self._excepted:
+            raise Corrupt(f"the payload has {self._size} bytes but says nothing; {_AGAIN}")
+
+
+def pack_bits(numbers: NDArray[np.int64], widths: NDArray[Any]) -> bytes:
+    """Numbers of 0 to 32 bits each as one bit string, most significant bit first, zero-padded to a byte."""
+    wide = widths.astype(np.int64)
+    ends = np.cumsum(wide)
+    total = int(ends[-1]) if len(ends) else 0
+    packed = np.zeros(-(-total // 8) + 5, np.uint8)
+    starts = ends - wide
+    window = numbers.astype(np.int64) << 40 - (starts & 7) - wide
+    for i in range(5):
+        np.add.at(packed, (starts >> 3) + i, (window >> 32 - 8 * i).astype(np.uint8))  # bits never overlap
+    return packed[: -(-total // 8)].tobytes()
+
+
+def unpack_bits(packed: NDArray[np.uint8], starts: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers of 0 to 32 bits that start at the given bits."""
+    padded = np.zeros(len(packed) + 5, np.int64)
+    padded[: len(packed)] = packed
+    at = starts >> 3
+    window = np.zeros(len(starts), np.int64)
+    for i in range(5):
+        window = window << 8 | padded[at + i]
+    unpacked: NDArray[np.int64] = window >> 40 - (starts & 7) - widths & (1 << widths) - 1
+    return unpacked
+
+
+def _put(out: bytearray, number: int) -> None:
+    """A number as a LEB128 varint."""
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
