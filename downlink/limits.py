@@ -71,7 +71,7 @@ def expand(frame: bytes, bound: int, what: str) -> bytes:
     The size in the frame's header is required and checked against our bound before anything is allocated:
     python-zstandard ignores its own `max_output_size` as soon as a header states a size, and 32 KiB then become a GiB.
     The frame is then read as a stream that stops one byte past the stated size, because the header may lie. Refuses cut
-    frames, frames without a size, and anything after the frame that would decode to more bytes or is not zstd.
+    frames, frames without a size, and anything after the frame.
     """
     at_most(bound, ZSTD_RAW_BYTES_MAX, f"{what}: the bound on what its zstd frame may hold", "split it")
     try:
@@ -83,12 +83,15 @@ def expand(frame: bytes, bound: int, what: str) -> bytes:
         if parameters.dict_id:
             raise Malformed(f"{what}: its zstd frame asks for dictionary {parameters.dict_id}, the format has none")
         window = max(KIB, 2 * bound)  # a frame may round its window up to the next power of two, never beyond
-        with zstandard.ZstdDecompressor(max_window_size=window).stream_reader(frame, read_across_frames=True) as reader:
-            raw = reader.read(size + 1)
+        decompressor = zstandard.ZstdDecompressor(max_window_size=window)
+        raw = decompressor.stream_reader(frame).read(size + 1)
+        if len(raw) != size:
+            found = "more" if len(raw) > size else len(raw)
+            raise Malformed(f"{what}: its zstd frame states {size} bytes and holds {found}")
+        again = decompressor.decompressobj()  # only this tells where the frame ended; by now its size is known
+        again.decompress(frame)
     except zstandard.ZstdError as error:
         raise Malformed(f"{what}: not a zstd frame ({error}); the writer must follow docs/format.md") from error
-    if len(raw) != size:
-        raise Malformed(
-            f"{what}: its zstd frame states {size} bytes and holds {'more' if len(raw) > size else len(raw)}"
-        )
+    if again.unused_data:
+        raise Malformed(f"{what}: {len(again.unused_data)} bytes after its zstd frame; there must be none")
     return raw

@@ -191,6 +191,8 @@ def test_a_bundle_is_found_by_id_wherever_it_lies(shelf: Path, tmp_path: Path) -
     single = make(tmp_path / "single", "single")
     (tmp_path / "mine" / "damaged").mkdir()
     (tmp_path / "mine" / "damaged" / "bundle.json").write_bytes(b"{")
+    (tmp_path / "mine" / "overlong").mkdir()
+    (tmp_path / "mine" / "overlong" / "bundle.json").write_bytes(b" " * (limits.BUNDLE_JSON_BYTES_MAX + 1))
     dirs = [tmp_path / "mine", tmp_path / "single", tmp_path / "not there"]
     assert find_id(mine, dirs).name == "special"
     assert find_id(single, dirs).name == "single"

@@ -143,14 +143,24 @@ def frame_claiming(size: int) -> bytes:
     return b"\x28\xb5\x2f\xfd\xe0" + size.to_bytes(8, "little") + b"\x01\x00\x00"
 
 
+def frame_with_dictionary() -> bytes:
+    dictionary = zstandard.train_dictionary(
+        1024, [b"%d satellites over %d towns" % (n, n * n) for n in range(200)], dict_id=7
+    )
+    return zstandard.ZstdCompressor(dict_data=dictionary).compress(b"3 satellites")
+
+
 @pytest.mark.parametrize(
     ("frame", "error", "match"),
     [
         (b"", Malformed, "not a zstd frame"),
         (b"nothing like it", Malformed, "not a zstd frame"),
         (zstandard.compress(b"x" * 100)[:-2], Malformed, "states 100 bytes and holds 0"),
-        (zstandard.compress(b"x" * 100) + b"?", Malformed, "not a zstd frame"),
-        (zstandard.compress(b"x" * 100) * 2, Malformed, "states 100 bytes and holds more"),
+        (zstandard.compress(b"x" * 100) + b"?", Malformed, "1 bytes after its zstd frame"),
+        (zstandard.compress(b"x" * 100) * 2, Malformed, "bytes after its zstd frame"),
+        (zstandard.compress(b"x" * 100) + b"\x50\x2a\x4d\x18" + bytes(4), Malformed, "8 bytes after"),  # to be skipped
+        (zstandard.compress(b"") + b"?", Malformed, "1 bytes after"),
+        (frame_with_dictionary(), Malformed, "asks for dictionary 7"),
         (zstandard.compress(bytes(101)), TooLarge, "101 is above the limit of 100"),
         (zstandard.compress(bytes(2**24)), TooLarge, "above the limit"),
         (frame_claiming(2**40), TooLarge, "above the limit"),

@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -145,8 +146,8 @@ def test_values_that_disagree_are_refused_on_both_ends(changes: Any, error: type
         (b"", Malformed, "0 bytes"),
         (b"\x02" + PACKED[1:], Unsupported, "version 2, this program knows 1"),
         (PACKED[:1], Malformed, "zstd"),
-        (PACKED + b"\x00", Malformed, "zstd"),
-        (PACKED + zstandard.compress(b"more"), Malformed, "holds more"),
+        (PACKED + b"\x00", Malformed, "1 bytes after"),
+        (PACKED + zstandard.compress(b"more"), Malformed, "bytes after"),
         (b"\x01" + zstandard.compress(b""), Malformed, "truncated"),
         (b"\x01" + zstandard.compress(b"\x93\xa1\xff"), Malformed, "manifest: "),
         (packed_raw({"scene": 1}), Malformed, "Expected `array`"),
@@ -165,6 +166,25 @@ def test_every_truncation_is_refused() -> None:
     for length in range(len(PACKED)):
         with pytest.raises(StreamError):
             Manifest.unpack(PACKED[:length])
+
+
+def rows_under(heading: str) -> list[list[str]]:
+    """The cells of the table under a heading of docs/format.md, without its head."""
+    section = (Path(__file__).parent.parent / "docs" / "format.md").read_text().split(f"# {heading}\n")[1]
+    lines = [line for line in section.split("\n#")[0].splitlines() if line.startswith("| `")]
+    return [[cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+@pytest.mark.parametrize("struct", [Manifest, Scene, Grid, Band, GridCoding])
+def test_the_document_lists_the_fields_in_their_order(struct: type[msgspec.Struct]) -> None:
+    assert [row[0] for row in rows_under(f"{struct.__name__} fields")] == list(struct.__struct_fields__)
+
+
+def test_the_document_states_the_limits() -> None:
+    rows = rows_under("Limits")
+    assert len(rows) > 15
+    for name, value, _ in rows:
+        assert int(value) == getattr(limits, name), name
 
 
 def unpack_or_refuse(packed: bytes) -> None:

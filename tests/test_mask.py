@@ -62,8 +62,8 @@ def test_the_first_pixel_is_the_highest_bit_and_rows_are_differences() -> None:
         (frame(bytes(2)), "2 bytes where"),
         (frame(b"\x00\x00\x01"), "beyond the last"),
         (frame(bytes(3))[:-1], "zstd|states 3"),
-        (frame(bytes(3)) + b"x", "zstd"),
-        (frame(bytes(3)) + zstandard.compress(b"x"), "holds more"),
+        (frame(bytes(3)) + b"x", "1 bytes after"),
+        (frame(bytes(3)) + zstandard.compress(b"x"), "bytes after"),
     ],
 )
 def test_refuses_what_encode_mask_never_makes(payload: bytes, match: str) -> None:
