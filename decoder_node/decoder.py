@@ -69,13 +69,15 @@ class PlaneDecoder:
     def synthesise(self, values: Values, levels: NDArray[np.uint8]) -> Values:
         """Latent values (planes, latents, h, w) -> planes (planes, h * patch, w * patch) in steps."""
         before = np.concatenate([np.zeros_like(values[:1]), values[:-1]])
-        parts = []
-        for first in range(0, len(values), PLANES_AT_ONCE):
-            part = np.s_[first : first + PLANES_AT_ONCE]
+        size = (values.shape[2] * self.spec.patch, values.shape[3] * self.spec.patch)
+        out = np.zeros((len(values), *size), np.float32)
+        # A plane of zeros that follows a plane of zeros is its mean, exactly: constant scenes come back as they were.
+        alive = np.flatnonzero(values.any(axis=(1, 2, 3)) | before.any(axis=(1, 2, 3)))
+        for first in range(0, len(alive), PLANES_AT_ONCE):
+            part = alive[first : first + PLANES_AT_ONCE]
             level = levels[part].astype(np.float32).reshape(-1, 1, 1, 1)
             inputs = {"symbols": values[part], "before": before[part], "level": level}
-            parts.append(self._synthesis.run(["pixels"], inputs)[0][:, 0])
-        out: Values = np.concatenate(parts)
+            out[part] = self._synthesis.run(["pixels"], inputs)[0][:, 0]
         return out
 
 

@@ -89,7 +89,7 @@ def compare(codec: PlaneCodec, files: dict[str, bytes], batches: list[Batch]) ->
             for a, b in zip(exact(*arguments), fast(*arguments), strict=True):
                 differing += int((a != b).sum())
                 compared += a.size
-            rebuilt = codec.synthesis(symbols, torch.zeros_like(symbols), level)
+            rebuilt = codec.synthesis(symbols, torch.zeros_like(symbols), level, codec.inverse_patch())
             inputs = {"symbols": symbols.numpy(), "before": np.zeros(symbols.shape, np.float32), "level": level.numpy()}
             again = decoder.run(["pixels"], inputs)[0]
             worst_pixel = max(worst_pixel, float(np.abs(again - rebuilt.numpy()).max() / (1 + rebuilt.abs().max())))

@@ -74,6 +74,8 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     validate_every: int = 500
     patience: int = 20
     """Stop after so many validations without a better one (0 = never)."""
+    hyper_factor: float = 10.0
+    """Scale indices of hyper-latents are numbers around 10: they must move faster than weights around 0.1."""
     clip_norm: float = 1.0
     average: float = 0.999
     """Decay of the running average of the weights that is validated and exported (0 = none)."""
@@ -92,7 +94,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bits per squared step of error: 6 / ln 2 is the slope of a uniform quantiser at high rate."""
     quality_range: tuple[float, float] = (20.0, 66.0)
     """Where most steps are drawn: step = peak * 2^(-quality / 8)."""
-    quality_tail: tuple[float, float] = (66.0, 84.0)
+    quality_tail: tuple[float, float] = (66.0, 100.0)
     tail_share: float = 0.12
     threads: int = 2
 

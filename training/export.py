@@ -52,6 +52,18 @@ class Encoder(nn.Module):
         return latent, self.hyper(latent, level)
 
 
+class Decoder(nn.Module):
+    """What stays on the ground: the synthesis with its inverse basis as a constant."""
+
+    def __init__(self, codec: PlaneCodec) -> None:
+        super().__init__()
+        self.synthesis = codec.synthesis
+        self.register_buffer("inverse", codec.inverse_patch().detach())
+
+    def forward(self, symbols: Tensor, before: Tensor, level: Tensor) -> Tensor:
+        return self.synthesis(symbols, before, level, self.inverse)
+
+
 def load_run(best: Path) -> tuple[PlaneCodec, Run]:
     """The averaged weights and the settings of a run's best.pt."""
     if not best.exists():
@@ -110,7 +122,7 @@ def graphs(codec: PlaneCodec) -> dict[str, bytes]:
         {"hyper": image, "own": image, "before": image, "energy": image, "level": {0: free}},
     )
     decoder = _onnx(
-        codec.synthesis,
+        Decoder(codec),
         {"symbols": own, "before": before, "level": level},
         ["pixels"],
         {"symbols": image, "before": image, "level": {0: free}},

@@ -31,14 +31,15 @@ ACTIVATION_LIMIT = 255
 HYPER_LIMIT = 31
 MEAN_LIMIT = 2047
 INDEX_LIMIT = 95
+SOFT_LIMIT = 64.0
 MEAN_UNIT = 8.0
 """Means are sent to the entropy coder in eighths."""
 
 
-def loudness(level: Tensor) -> Tensor:
-    """Plane deviation over step (at least 1) from its integer level: what keeps corrections in proportion at high
-    rates."""
-    return torch.exp2((level - LEVEL_ZERO).clamp(min=0.0) / LEVELS_PER_OCTAVE)
+def soften(x: Tensor) -> Tensor:
+    """x / (1 + |x| / 64): nearly x among ordinary latents, bounded among huge ones, so that corrections are bounded
+    too and a codec trained at some rates stays a good linear transform codec at all finer ones."""
+    return x / (1.0 + x.abs() * (1.0 / SOFT_LIMIT))
 
 
 def log_magnitude(x: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class Analysis(nn.Module):
 
     def __init__(self, config: Model) -> None:
         super().__init__()
-        self.patch = nn.Conv2d(1, config.latents, PATCH, PATCH)
+        self.patch = nn.Conv2d(1, config.latents, PATCH, PATCH, bias=False)
         self.see = nn.Conv2d(config.latents, config.encoder_width, 3)
         self.correct = nn.Conv2d(config.encoder_width, config.latents, 1)
         nn.init.zeros_(self.correct.weight)
@@ -60,7 +61,7 @@ class Analysis(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         with torch.autocast(pixels.device.type, enabled=False):  # large values: bfloat16 would lose whole steps
             linear = self.patch(pixels)
-        correction = self.correct(F.relu(self.see(linear)))
+        correction = self.correct(F.relu(self.see(soften(linear))))
         return linear[:, :, 1:-1, 1:-1] + correction.float()
 
 
@@ -160,29 +161,32 @@ class Block(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Symbols of a plane and of the plane before -> pixels: a correction of the latents, then the transposed patch
-    basis."""
+    """Symbols of a plane and of the plane before -> pixels: a bounded correction of the latents, then the inverse
+    patch basis.
+
+    The inverse basis is not learned but computed from the analysis: what the encoder's linear part does is undone
+    exactly.
+    """
 
     def __init__(self, config: Model) -> None:
         super().__init__()
         width, latents = config.decoder_width, config.latents
         self.enter = nn.Conv2d(3 * latents + 1, width, 1)
         self.blocks = nn.ModuleList(Block(width) for _ in range(config.decoder_blocks))
-        self.correct = nn.Conv2d(width, 2 * latents, 1)
-        self.patch = nn.ConvTranspose2d(latents, 1, PATCH, PATCH)
+        self.correct = nn.Conv2d(width, latents, 1)
         nn.init.zeros_(self.correct.weight)
         nn.init.zeros_(self.correct.bias)  # type: ignore[arg-type]
 
-    def forward(self, symbols: Tensor, before: Tensor, level: Tensor) -> Tensor:
-        loud = loudness(level)
-        known = torch.cat([log_magnitude(symbols), log_magnitude(before), symbols / loud], dim=1)
+    def forward(self, symbols: Tensor, before: Tensor, level: Tensor, inverse: Tensor) -> Tensor:
+        """`inverse` (64, 1, 8, 8) is `PlaneCodec.inverse_patch()`."""
         plane = (level / 32.0 - 1.0) + torch.zeros_like(symbols[:, :1])
-        x = self.enter(torch.cat([known, plane], dim=1))
+        known = [log_magnitude(symbols), log_magnitude(before), soften(symbols) * 0.125, plane]
+        x = self.enter(torch.cat(known, dim=1))
         for block in self.blocks:
             x = block(x)
-        offset, relative = self.correct(x).float().chunk(2, dim=1)
+        correction = self.correct(x).float()
         with torch.autocast(symbols.device.type, enabled=False):
-            return self.patch(symbols + offset + loud * relative)
+            return F.conv_transpose2d(symbols + correction, inverse, stride=PATCH)
 
 
 class PlaneCodec(nn.Module):
@@ -203,10 +207,13 @@ class PlaneCodec(nn.Module):
         plane's."""
         with torch.no_grad():
             self.analysis.patch.weight.copy_(basis[:, None])
-            self.analysis.patch.bias.zero_()  # type: ignore[union-attr]
-            self.synthesis.patch.weight.copy_(basis[:, None])
-            self.synthesis.patch.bias.zero_()  # type: ignore[union-attr]
         self.prior.seed(relative_deviation)
+
+    def inverse_patch(self) -> Tensor:
+        """Weights (64, 1, 8, 8) of the transposed convolution that undoes the analysis' patch convolution."""
+        size = PATCH * PATCH
+        basis = self.analysis.patch.weight.reshape(size, size)
+        return torch.linalg.inv(basis).t().reshape(size, 1, PATCH, PATCH)
 
     def hyper_index(self, level: Tensor) -> Tensor:
         """Scale index of each hyper-latent channel for planes of these levels: (n, 8). Integer; the bundle ships it

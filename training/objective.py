@@ -63,7 +63,7 @@ def measure(codec: PlaneCodec, batch: Batch, amp: bool) -> Outcome:
     stacked = symbols.view(crops, planes, *symbols.shape[1:])
     previous = torch.cat([torch.zeros_like(stacked[:, :1]), stacked[:, :-1]], dim=1).reshape_as(symbols)
     with torch.autocast(device, dtype=torch.bfloat16, enabled=amp):
-        rebuilt = codec.synthesis(symbols, previous, wide)
+        rebuilt = codec.synthesis(symbols, previous, wide, codec.inverse_patch())
     target = pixels[..., HALO:-HALO, HALO:-HALO]
     samples = float(planes * target.shape[-1] * target.shape[-2])
 

@@ -55,6 +55,18 @@ def validation_batches(pictures: list[Picture], run: Run, limit: int = 24) -> li
     return out
 
 
+def parameter_groups(codec: PlaneCodec, run: Run) -> list[dict[str, Any]]:
+    """Parameters with the factor on their learning rate: the patch basis slow, the large scale indices fast."""
+    slow, fast = [codec.analysis.patch.weight], [codec.hyper_base, codec.hyper_slope]
+    special = {id(p) for p in (*slow, *fast)}
+    others = [p for p in codec.parameters() if id(p) not in special]
+    return [
+        {"params": others, "factor": 1.0},
+        {"params": slow, "factor": run.schedule.patch_factor},
+        {"params": fast, "factor": run.schedule.hyper_factor},
+    ]
+
+
 def validate(codec: PlaneCodec, batches: list[tuple[float, float, Batch]], trade: float, amp: bool) -> dict[str, float]:
     """Mean bits per sample and error per quality, and one score: the mean logarithm of rate + trade * error (lower is
     better)."""
@@ -184,11 +196,7 @@ def train(
     else:
         codec.load_state_dict(torch.load(start, weights_only=True, map_location="cpu")["average"])
     codec = codec.to(device, memory_format=torch.channels_last)
-    patches = [*codec.analysis.patch.parameters(), *codec.synthesis.patch.parameters()]
-    others = [p for p in codec.parameters() if all(p is not q for q in patches)]
-    optimiser = torch.optim.Adam(
-        [{"params": others, "factor": 1.0}, {"params": patches, "factor": run.schedule.patch_factor}]
-    )
+    optimiser = torch.optim.Adam(parameter_groups(codec, run))
     amp = device.type == "cuda" or has_bfloat16()
     average, state = deepcopy(codec), State()
     checkpoint = out / "checkpoint.pt"

@@ -1,0 +1,198 @@
+"""Scene -> stream -> scene through both nodes: any size, any type, nodata exact, no seams, bounded loss."""
+
+import io
+
+import numpy as np
+import pytest
+
+from decoder_node.decoder import PlaneDecoder, decode_rows
+from downlink.bundle import Bundle, released
+from downlink.chunk import Kind
+from downlink.errors import SceneError
+from downlink.scene import Band, Grid, Scene
+from downlink.stream import StreamReader
+from encoder_node.encoder import PlaneEncoder
+from encoder_node.pipeline import encode_scene
+from encoder_node.source_array import ArraySource
+from encoder_node.spool import EncodedScene
+from encoder_node.target import Target, step_of_quality
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return Bundle.read(released("universal"))
+
+
+@pytest.fixture(scope="module")
+def encoder(bundle: Bundle) -> PlaneEncoder:
+    return PlaneEncoder(bundle)
+
+
+@pytest.fixture(scope="module")
+def decoder(bundle: Bundle) -> PlaneDecoder:
+    return PlaneDecoder(bundle)
+
+
+def picture(bands: int, height: int, width: int, dtype: str = "uint16", seed: int = 0) -> np.ndarray:
+    """Smooth fields that bands share, an edge, and noise."""
+    random = np.random.default_rng(seed)
+    rows, cols = np.mgrid[0:height, 0:width].astype(np.float64)
+    waves = [np.sin(rows / p + random.uniform(0, 6)) * np.cos(cols / (p + 3) + random.uniform(0, 6)) for p in (7, 23, 61)]
+    edge = (rows * 0.7 + cols > (height + width) / 2).astype(np.float64)
+    mix = random.normal(size=(bands, 4))
+    field = np.tensordot(mix, np.stack([*waves, edge]), axes=1) + random.normal(size=(bands, height, width)) * 0.05
+    low, span = {"uint8": (110, 30), "uint16": (3000, 700), "int16": (0, 900)}[dtype]
+    info = np.iinfo(dtype)
+    return np.clip(low + span * field, info.min, info.max).astype(dtype)
+
+
+def source(pixels: np.ndarray, nodata: int | None = None) -> ArraySource:
+    bands, height, width = pixels.shape
+    grid = Grid(height, width, str(pixels.dtype), tuple(Band(f"B{i}") for i in range(bands)), nodata)
+    return ArraySource(Scene("made", (grid,)), pixels)
+
+
+def decoded(encoded: EncodedScene, decoder: PlaneDecoder, lost: frozenset[int] = frozenset()) -> np.ndarray:
+    rows = decode_rows(encoded.manifest, lambda i: None if i in lost else encoded.chunk(i), decoder)
+    return np.concatenate([row.pixels for row in rows], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("bands", "height", "width", "dtype"),
+    [(1, 1, 1, "uint16"), (3, 1, 40, "uint8"), (4, 33, 31, "int16"), (2, 257, 300, "uint16"), (12, 70, 64, "uint16"),
+     (40, 20, 20, "int16"), (3, 64, 520, "uint8")],
+)  # fmt: skip
+def test_any_size_and_type_comes_back_close(encoder, decoder, bands: int, height: int, width: int, dtype: str):
+    pixels = picture(bands, height, width, dtype)
+    with encode_scene(source(pixels), encoder, Target(quality=50)) as encoded:
+        back = decoded(encoded, decoder)
+    assert back.shape == pixels.shape
+    assert back.dtype == pixels.dtype
+    rms = np.sqrt(((back.astype(np.float64) - pixels) ** 2).mean())
+    assert rms < step_of_quality(50, dtype)
+
+
+@pytest.mark.parametrize("value", [0, 65535, 1234])
+@pytest.mark.parametrize("alike", [True, False])
+def test_nodata_comes_back_exactly_and_only_there(encoder, decoder, value: int, alike: bool):
+    pixels = picture(3, 300, 280)
+    hole = np.random.default_rng(5).random((1 if alike else 3, 300, 280)) < 0.02
+    hole[:, 100:180, 200:] = True
+    pixels[pixels == value] += 1
+    pixels = np.where(hole, np.uint16(value), pixels)
+    with encode_scene(source(pixels, value), encoder, Target(quality=40)) as encoded:
+        assert encoded.manifest.codings[0].mask == ("shared" if alike else "bands")
+        back = decoded(encoded, decoder)
+    assert ((back == value) == (pixels == value)).all()
+
+
+def test_a_scene_that_is_all_nodata_comes_back(encoder, decoder):
+    pixels = np.zeros((3, 50, 60), np.uint16)
+    with encode_scene(source(pixels, 0), encoder, Target()) as encoded:
+        assert (decoded(encoded, decoder) == 0).all()
+        assert encoded.stream_bytes < 400
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("uint8", 255), ("uint16", 0), ("uint16", 65535), ("int16", -32768)])
+def test_a_constant_scene_is_exact(encoder, decoder, dtype: str, value: int):
+    pixels = np.full((2, 40, 40), value, dtype)
+    with encode_scene(source(pixels), encoder, Target()) as encoded:
+        assert (decoded(encoded, decoder) == value).all()
+
+
+def test_extremes_do_not_wrap_around(encoder, decoder):
+    pixels = np.where(np.random.default_rng(0).random((2, 64, 64)) < 0.5, 0, 65535).astype(np.uint16)
+    with encode_scene(source(pixels), encoder, Target(quality=70)) as encoded:
+        back = decoded(encoded, decoder)
+    assert ((back > 32767) == (pixels > 32767)).all()
+
+
+def test_tiles_leave_no_seam(encoder, decoder):
+    """Cutting a scene in tiles changes nothing but float noise: the error at tile borders is the error elsewhere."""
+    pixels = picture(2, 512, 512, seed=3)
+    with encode_scene(source(pixels), encoder, Target(quality=44)) as encoded:
+        error = (decoded(encoded, decoder).astype(np.float64) - pixels) ** 2
+    border = np.concatenate([error[:, 252:260].ravel(), error[:, :, 252:260].ravel()])
+    assert border.mean() < 1.1 * error.mean()
+
+
+def test_a_lost_tile_changes_nothing_beyond_its_neighbours_halo(encoder, decoder):
+    pixels = picture(2, 512, 768, seed=4)
+    with encode_scene(source(pixels), encoder, Target(quality=44)) as encoded:
+        layout = encoded.manifest.layout()
+        whole = decoded(encoded, decoder)
+        lost = frozenset(layout.latents_of(0, 0))
+        partial = decoded(encoded, decoder, lost)
+    halo = decoder.spec.decoder_halo * decoder.spec.patch
+    changed = (partial != whole).any(axis=0)
+    assert changed[:256, :256].any()
+    changed[: 256 + halo, : 256 + halo] = False
+    assert not changed.any()
+
+
+def test_layers_refine_and_the_first_is_already_a_picture(encoder, decoder):
+    pixels = picture(3, 200, 200, seed=6)
+    errors = []
+    with encode_scene(source(pixels), encoder, Target(quality=48)) as encoded:
+        layout = encoded.manifest.layout()
+        for groups in (1, 2, 3):
+            lost = frozenset(
+                i for i in range(len(layout)) if layout.key(i).kind == Kind.LATENT and layout.key(i).group >= groups
+            )
+            errors.append(((decoded(encoded, decoder, lost).astype(np.float64) - pixels) ** 2).mean())
+    assert errors[2] < errors[1] < errors[0] < 0.25 * pixels.astype(np.float64).var()
+
+
+def test_missing_chunks_are_counted(encoder, decoder):
+    pixels = picture(2, 100, 100)
+    with encode_scene(source(pixels), encoder, Target(quality=44)) as encoded:
+        last = encoded.manifest.layout().latents_of(0, 0)[-1]
+        rows = list(decode_rows(encoded.manifest, lambda i: None if i == last else encoded.chunk(i), decoder))
+    assert [row.missing for row in rows] == [pytest.approx(1 / 3)]
+
+
+@pytest.mark.parametrize("bits", [0.1, 0.5, 2.0])
+def test_a_rate_is_met_within_five_percent(encoder, bits: float):
+    pixels = picture(4, 512, 512, seed=8)
+    with encode_scene(source(pixels), encoder, Target(bits_per_sample=bits)) as encoded:
+        assert 8 * encoded.stream_bytes / pixels.size == pytest.approx(bits, rel=0.05)
+
+
+@pytest.mark.parametrize("psnr", [42.0, 52.0])
+def test_a_psnr_is_met_within_a_decibel(encoder, decoder, psnr: float):
+    pixels = picture(4, 512, 512, seed=8)
+    with encode_scene(source(pixels), encoder, Target(psnr_db=psnr)) as encoded:
+        error = ((decoded(encoded, decoder).astype(np.float64) - pixels) ** 2).mean()
+    assert 10 * np.log10(1e8 / error) == pytest.approx(psnr, abs=1.0)
+
+
+def test_the_file_form_holds_the_very_same_stream(encoder):
+    with encode_scene(source(picture(3, 90, 90)), encoder, Target()) as encoded:
+        file = io.BytesIO()
+        encoded.write(file)
+        reader = StreamReader(file)
+        reader.verify()
+        assert len(file.getvalue()) == encoded.stream_bytes
+        assert reader.scene_id == encoded.scene_id
+        assert all(reader.chunk(i) == encoded.chunk(i) for i in range(encoded.manifest.chunk_count))
+
+
+def test_the_same_scene_gives_the_same_bytes(encoder):
+    scene = source(picture(3, 90, 90))
+    with encode_scene(scene, encoder, Target()) as one, encode_scene(scene, encoder, Target()) as two:
+        assert one.scene_id == two.scene_id
+
+
+def test_many_bands_are_cut_in_blocks_and_come_back(encoder, decoder):
+    pixels = np.random.default_rng(0).integers(0, 60000, (40, 256, 256)).astype(np.uint16)
+    with encode_scene(source(pixels), encoder, Target(quality=80)) as encoded:
+        assert encoded.manifest.codings[0].blocks > 1
+        back = decoded(encoded, decoder)
+    assert np.sqrt(((back.astype(np.float64) - pixels) ** 2).mean()) < step_of_quality(80, "uint16")
+
+
+def test_two_targets_or_a_target_out_of_range_are_refused():
+    with pytest.raises(SceneError, match="give one"):
+        Target(quality=50, psnr_db=45)
+    with pytest.raises(SceneError, match="outside"):
+        Target(quality=1000)
