@@ -26,6 +26,7 @@ class Status(StrEnum):
     FAILED_PRECONDITION = "FAILED_PRECONDITION"  # the peer speaks another revision
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"  # nothing more can be stored
     DATA_LOSS = "DATA_LOSS"  # too much arrives damaged
+    INTERNAL = "INTERNAL"  # a bug of ours
     UNAVAILABLE = "UNAVAILABLE"  # nothing is heard from the peer
 
 

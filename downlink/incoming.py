@@ -87,6 +87,13 @@ class Incoming:
         start = int(self._ends[index - 1]) if index else 0
         return start, int(self._ends[index]) - start
 
+    def checksum(self, index: int) -> int:
+        """The CRC-32C that is stated for a chunk. Known when its span is."""
+        if index < self.pages:
+            return self.manifest.pages[index][1]
+        assert self._listed is not None, f"chunk {index}: no checksum is known before the chunk list is"
+        return int(self._listed.crcs[index - self.pages])
+
     def commit(self, indexes: Iterable[int]) -> None:
         """The store has these chunks on disk, synced."""
         self.missing[list(indexes)] = False

@@ -15,7 +15,6 @@ disk, and chunks that do not match their manifest (`StreamError`). Instances bel
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,6 +34,7 @@ from downlink.chunk import check_chunk
 from downlink.errors import Corrupt, DownlinkError
 from downlink.frame import Chunk, Refusal
 from downlink.manifest import Manifest, scene_id
+from encoder_node.durable import sync_folder
 
 FILE: Final = "outbox.sqlite"
 VERSION: Final = 1
@@ -93,7 +93,7 @@ class Outbox:
         with _guarded(folder):
             if create and not folder.is_dir():
                 folder.mkdir(parents=True, exist_ok=True)
-                _sync_folder(folder.parent)
+                sync_folder(folder.parent)
             elif not path.exists():
                 raise OutboxError(f"{folder} holds no outbox ({FILE} is missing); `encoder-node submit` makes one")
             # Threads: the sender keeps to one worker thread of its own.
@@ -326,15 +326,6 @@ class Outbox:
                 self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut (SQLite does so for the outbox's own folder)."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Writes downlink/wire/ from proto/downlink/v1/link.proto:  python proto/generate.py [--check]
 
-The generator is pinned to the oldest grpcio-tools that we support, because generated code refuses runtimes that are older than
-its generator: code made by grpcio-tools 1.85 would force grpcio >= 1.85 and protobuf >= 7.35 on every user. Code made by 1.65.5
-runs with any grpcio >= 1.65.5 and protobuf >= 5.26.1, protobuf 7 included. That old a generator cannot be installed beside
-a new protobuf (its metadata forbids it), so it is unpacked into .scratch/, by itself and without dependencies.
+The generator is pinned to the oldest grpcio-tools that we support, because generated code refuses runtimes that are
+older than its generator: code made by grpcio-tools 1.85 would force grpcio >= 1.85 and protobuf >= 7.35 on every
+user. Code made by 1.65.5 runs with any grpcio >= 1.65.5 and protobuf >= 5.26.1, protobuf 7 included. That old a
+generator cannot be installed beside a new protobuf (its metadata forbids it), so it is unpacked into .scratch/, by
+itself and without dependencies.
 """
 
 import argparse

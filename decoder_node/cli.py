@@ -1,0 +1,210 @@
+"""`decoder-node`: receive scenes, decode them into an archive, say what is there.
+
+Commands import what they need when they run, so that `--help` is quick and a missing package is only missed where it
+is used. A `DownlinkError` or an OSError ends a command with `Error: ...` on stderr and exit code 1; a wrong command
+line with 2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from downlink import __version__
+from downlink.errors import DownlinkError, LinkError
+
+DEFAULT_LISTEN = "127.0.0.1:50551"
+
+
+class _Commands(click.Group):
+    """Turns errors that a user can cause into one sentence."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DownlinkError as error:
+            raise click.ClickException(str(error)) from error
+        except ModuleNotFoundError as error:
+            advice = "pip install 'latent-downlink[ground]' brings it"
+            raise click.ClickException(f"{error.name} is not installed; {advice}") from error
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(f"{where}{error.strerror or error}") from error
+
+
+def _configure(ctx: click.Context, _: click.Parameter, value: Path | None) -> Path | None:
+    """Options that the file gives become the defaults of every command that has them."""
+    if value is not None:
+        from decoder_node.config import read_config
+
+        try:
+            given = read_config(value)
+        except DownlinkError as error:
+            raise click.ClickException(str(error)) from error
+        ctx.default_map = dict.fromkeys(("serve", "list", "decode"), given)
+    return value
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="decoder-node")
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), callback=_configure, is_eager=True, expose_value=False,
+    help='TOML file whose keys are the names of the options (archive = "/srv/archive").',
+)  # fmt: skip
+def main() -> None:
+    """The ground side: takes in what satellites send and writes GeoTIFFs and a STAC catalogue.
+
+    \b
+    decoder-node serve --archive /srv/archive --listen 0.0.0.0:50551
+    decoder-node list --archive /srv/archive
+    decoder-node decode scene.dl scene.tif
+    """
+
+
+_archive = click.option(
+    "--archive", required=True, type=click.Path(path_type=Path, file_okay=False), help="The archive's folder."
+)
+_models = click.option(
+    "--models", multiple=True, type=click.Path(path_type=Path, file_okay=False),
+    help="A folder of model bundles, beside the released ones. May be given several times.",
+)  # fmt: skip
+
+
+@main.command()
+@_archive
+@click.option(
+    "--listen", default=DEFAULT_LISTEN, show_default=True, metavar="HOST:PORT", help="Port 0 takes a free one."
+)
+@click.option(
+    "--workers", type=click.IntRange(0, 256), default=1, show_default=True, metavar="N",
+    help="Processes that decode. 0: only receive.",
+)  # fmt: skip
+@_models
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+def serve(archive: Path, listen: str, workers: int, models: tuple[Path, ...], log_level: str) -> None:
+    """Receive scenes and decode them.
+
+    What was acknowledged is on disk; what is durable is complete and verified. Scenes that were received and not yet
+    decoded are decoded after a restart. Logs are JSON lines on stderr. SIGTERM and SIGINT end it within 10 s, without
+    loss.
+
+    \b
+    decoder-node serve --archive /srv/archive
+    decoder-node serve --archive /srv/archive --listen 0.0.0.0:50551 --workers 4 --models /srv/models
+    """
+    from decoder_node.log import log_to_stderr
+
+    log_to_stderr(log_level)
+    archive.mkdir(parents=True, exist_ok=True)
+    archive = archive.resolve()
+    with _alone(archive):
+        asyncio.run(_serve(archive, listen, workers, models))
+
+
+async def _serve(archive: Path, listen: str, count: int, models: tuple[Path, ...]) -> None:
+    from decoder_node.inbox import Inbox
+    from decoder_node.ledger import Ledger
+    from decoder_node.log import log
+    from decoder_node.receiver import Receiver
+    from decoder_node.worker import Workers
+
+    disk = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    ledger = await loop.run_in_executor(disk, partial(Ledger, archive, create=True))
+    try:
+        inbox = await loop.run_in_executor(disk, partial(Inbox, archive, ledger))
+        for scene_id in await loop.run_in_executor(disk, inbox.recover):
+            log.info("durable", extra={"scene": scene_id, "after": "restart"})
+        workers = Workers(archive, ledger, disk, models, count)
+        receiver = Receiver(inbox, disk, workers.wake, f"decoder-node {__version__}")
+        address = await receiver.start(listen)
+        await workers.start()
+        host = address.rpartition(":")[0]
+        if host not in ("127.0.0.1", "localhost", "[::1]"):
+            log.warning("anybody who reaches this address can send scenes", extra={"listen": address})
+        log.info("listening", extra={"listen": address, "archive": str(archive), "workers": count})
+        await stop.wait()
+        log.info("stopping")
+        await asyncio.gather(receiver.stop(), workers.stop())
+        log.info("stopped")
+    finally:
+        disk.shutdown(wait=True)
+        ledger.close()
+
+
+@main.command(name="list")
+@_archive
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+def list_scenes(archive: Path, as_json: bool) -> None:
+    """List the scenes of the archive: what is being received, durable, decoded, quarantined.
+
+    May be used while `serve` runs.
+
+    \b
+    decoder-node list --archive /srv/archive
+    decoder-node list --archive /srv/archive --json | jq -r '.[] | select(.state == "decoded") | .path'
+    """
+    from decoder_node.ledger import Ledger
+
+    ledger = Ledger(archive, read_only=True)
+    rows = [entry.row(archive) for entry in ledger.entries()]
+    ledger.close()
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        done = f"{100 * row['chunks_committed'] // row['chunks']:>3} %"
+        what = row["reason"] or row["path"] or ""
+        print(f"{row['scene_id'][:12]}  {row['state']:11}  {done}  {row['bytes']:>12}  {row['name']}  {what}".rstrip())
+
+
+@main.command()
+@click.argument("stream", type=click.Path(path_type=Path), metavar="IN.dl")
+@click.argument("out", type=click.Path(path_type=Path), metavar="OUT.tif")
+@_models
+@click.option("--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="Threads of the network.")
+@click.option("--json", "as_json", is_flag=True, help="Print paths and figures as JSON.")
+def decode(stream: Path, out: Path, models: tuple[Path, ...], threads: int, as_json: bool) -> None:
+    """Decode the stream file IN.dl to the Cloud-Optimised GeoTIFF OUT.tif.
+
+    A scene with bands of several pixel sizes becomes several files: OUT_10m.tif, OUT_20m.tif, and so on. Each appears
+    whole or not at all.
+
+    \b
+    decoder-node decode scene.dl scene.tif
+    decoder-node decode scene.dl scene.tif --models ./my-models --json
+    """
+    from decoder_node.worker import decode_stream
+
+    decoded = decode_stream(stream, out, models, threads)
+    if as_json:
+        print(json.dumps({"paths": [str(path) for path in decoded.paths], **decoded.facts}))
+    else:
+        for path in decoded.paths:
+            print(path)
+
+
+@contextlib.contextmanager
+def _alone(archive: Path) -> Iterator[None]:
+    """One server per archive: the ledger has one writer."""
+    with (archive / "serve.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LinkError(f"another `decoder-node serve` uses the archive {archive}; stop it first") from None
+        yield

@@ -1,0 +1,249 @@
+"""The inbox: chunks on disk, each at its final place in what becomes the scene's `.dl` file.
+
+    ARCHIVE/ledger.sqlite          what is committed (decoder_node.ledger) ARCHIVE/inbox/<scene id>.part  header and
+    manifest, then chunks as they come, at the offsets that the chunk list gives ARCHIVE/streams/<scene id>.dl  the
+    finished stream, byte for byte what the encoder would have written
+
+`commit` returns when the bytes and then the ledger's rows are synced: what it was given may be acknowledged. A scene
+becomes durable when all of it was read back and its hash agrees: fsync, rename, fsync of both folders, ledger. A
+crash between any two of these steps leaves a state that `recover` and `open` go on from.
+
+File names are made of scene ids, which are hex; no other word of a peer's is used. OSError (a full disk above all)
+passes through: nothing was promised then. All methods but `verify` belong to one thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Literal
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from decoder_node.durable import sync_folder
+from decoder_node.ledger import KEPT, Ledger
+from downlink.action import Arrival
+from downlink.checksum import crc32c
+from downlink.errors import Corrupt, StreamError
+from downlink.frame import Chunk, Refusal, RefusalCode, SceneState, State
+from downlink.incoming import Incoming
+from downlink.ranges import runs, runs_of
+from downlink.session import refused
+from downlink.stream import MAGIC, StreamReader
+
+SCENE_ID: Final = re.compile(r"[0-9a-f]{64}")
+FREE_BYTES_MIN: Final = 64 * 1024 * 1024  # left over for the ledger and for what is being decoded
+RETRY_S: Final = 60  # when the disk is full
+
+
+class Inbox:
+    """The store behind `GroundSession`."""
+
+    def __init__(self, archive: Path, ledger: Ledger, *, free_bytes_min: int = FREE_BYTES_MIN) -> None:
+        self._ledger = ledger
+        self._parts = archive / "inbox"
+        self._streams = archive / "streams"
+        self._free_bytes_min = free_bytes_min
+        # Streams that carry the same scene share one picture of it.
+        self._open: WeakValueDictionary[str, Incoming] = WeakValueDictionary()
+        for folder in (self._parts, self._streams):
+            folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(archive)
+
+    def stream_path(self, scene_id: str) -> Path:
+        return self._streams / f"{checked(scene_id)}.dl"
+
+    def part_path(self, scene_id: str) -> Path:
+        return self._parts / f"{checked(scene_id)}.part"
+
+    def open(self, offered: Incoming, priority: int) -> Incoming | SceneState:
+        """Take a scene in, or say how far it is: the answer to `Open`."""
+        scene_id = offered.scene_id
+        entry = self._ledger.find(scene_id)
+        if entry is not None and entry.durable_at is not None:
+            return SceneState(scene_id, State.DURABLE)
+        if known := self._open.get(scene_id):
+            return known
+        size = len(header(offered.packed)) + offered.manifest.payload_bytes
+        free = shutil.disk_usage(self._parts).free
+        if free < offered.manifest.payload_bytes + self._free_bytes_min:
+            reason = f"the scene needs {offered.manifest.payload_bytes} bytes, and the ground's disk has {free} left"
+            return SceneState(scene_id, State.REFUSED, (), Refusal(RefusalCode.EXHAUSTED, reason, RETRY_S))
+        if entry is not None and entry.state == "receiving" and self.part_path(scene_id).exists():
+            self._restore(offered)
+        else:
+            if entry is not None:
+                self._ledger.correct(scene_id, ())
+            _write_header(self.part_path(scene_id), offered.packed, "wb")
+            sync_folder(self._parts)
+            self._ledger.begin(scene_id, offered.manifest, offered.packed, priority, size)
+        self._open[scene_id] = offered
+        return offered
+
+    def commit(self, arrivals: Sequence[Arrival]) -> None:
+        """Write these chunks, sync them, then say so in the ledger: the answer to `Commit`."""
+        by_scene: dict[str, list[Arrival]] = {}
+        for arrival in arrivals:
+            by_scene.setdefault(arrival.incoming.scene_id, []).append(arrival)
+        written = []
+        for scene_id, group in by_scene.items():
+            entry = self._ledger.find(scene_id)
+            if entry is None or entry.durable_at is not None:
+                continue  # another stream was faster: all of it is on disk already
+            with self.part_path(scene_id).open("r+b") as file:
+                start = len(header(group[0].incoming.packed))
+                for arrival in group:
+                    _write_at(file.fileno(), arrival.content, start + arrival.incoming.span(arrival.index)[0])
+                os.fdatasync(file.fileno())
+            written += [(scene_id, item) for item in runs_of(arrival.index for arrival in group)]
+        if written:
+            self._ledger.commit(written)
+
+    def verify(self, incoming: Incoming) -> StreamError | None:
+        """Read the whole scene back; what is wrong with it, or None. May run in any thread."""
+        try:
+            with self.part_path(incoming.scene_id).open("rb") as file:
+                StreamReader(file).verify()
+        except FileNotFoundError:
+            return None  # another stream has finished it meanwhile: `seal` knows
+        except StreamError as error:
+            return error
+        return None
+
+    def seal(self, incoming: Incoming, fault: StreamError | None) -> SceneState | None:
+        """Make a verified scene durable, or deal with a fault that `verify` has found: the answer to `Finish`."""
+        scene_id = incoming.scene_id
+        entry = self._ledger.find(scene_id)
+        if entry is not None and entry.durable_at is not None:
+            return SceneState(scene_id, State.DURABLE)
+        if fault is not None:
+            return self._faulty(incoming, fault)
+        part = self.part_path(scene_id)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.rename(self.stream_path(scene_id))
+        sync_folder(self._streams)
+        sync_folder(self._parts)
+        self._ledger.durable(scene_id)
+        self._open.pop(scene_id, None)
+        return SceneState(scene_id, State.DURABLE)
+
+    def reject(self, incoming: Incoming, reason: str) -> None:
+        """Give a scene up that can never become complete: the answer to `Reject`."""
+        self._ledger.quarantine(incoming.scene_id, reason)
+        self.part_path(incoming.scene_id).unlink(missing_ok=True)
+        self._open.pop(incoming.scene_id, None)
+
+    def recover(self) -> list[str]:
+        """After a start: finish what a crash has left between two steps. Returns the scenes that became durable by
+        it."""
+        finished = []
+        for entry in self._ledger.entries():
+            if (
+                entry.state == "receiving"
+                and self.stream_path(entry.scene_id).exists()
+                and self._sealed_before(entry.scene_id)
+            ):
+                finished.append(entry.scene_id)
+        for part in self._parts.glob("*.part"):
+            found = self._ledger.find(part.stem) if SCENE_ID.fullmatch(part.stem) else None
+            if found is None or found.state in KEPT:
+                part.unlink()
+        return finished
+
+    def _sealed_before(self, scene_id: str) -> bool:
+        """A crash came between the rename and the ledger: is the stream good?"""
+        path = self.stream_path(scene_id)
+        try:
+            with path.open("rb") as file:
+                StreamReader(file).verify()
+                os.fsync(file.fileno())
+        except StreamError:
+            path.unlink()
+            return False
+        sync_folder(self._streams)
+        self._ledger.durable(scene_id)
+        return True
+
+    def _restore(self, incoming: Incoming) -> None:
+        """Tell a scene what the ledger says is stored of it. Pages are read back; if one is damaged, all is missing
+        again."""
+        ranges = self._ledger.committed(incoming.scene_id)
+        stored = {
+            index
+            for item in ranges
+            if item.first < incoming.pages
+            for index in range(item.first, min(item.end, incoming.pages))
+        }
+        with self.part_path(incoming.scene_id).open("rb") as file:
+            start = len(header(incoming.packed))
+            intact = file.read(start) == header(incoming.packed)
+            for index in sorted(stored):
+                offset, length = incoming.span(index)
+                file.seek(start + offset)
+                content = file.read(length)
+                if not intact or incoming.judge(Chunk(index, incoming.manifest.pages[index][1], content)):
+                    self._ledger.correct(incoming.scene_id, ())
+                    _write_header(self.part_path(incoming.scene_id), incoming.packed)
+                    return
+                incoming.learn(index, content)
+        for item in ranges:
+            incoming.commit(range(item.first, item.end))
+
+    def _faulty(self, incoming: Incoming, fault: StreamError) -> SceneState | None:
+        """Find the chunks that the disk has not kept and want them again; if none is to blame, the manifest is."""
+        damaged = []
+        with self.part_path(incoming.scene_id).open("rb") as file:
+            start = len(header(incoming.packed))
+            intact = file.read(start) == header(incoming.packed)
+            for index in range(incoming.manifest.chunk_count):
+                offset, length = incoming.span(index)
+                file.seek(start + offset)
+                if length and (not intact or crc32c(file.read(length)) != incoming.checksum(index)):
+                    damaged.append(index)
+        if not damaged:
+            self.reject(incoming, str(fault))
+            return refused(incoming.scene_id, Corrupt(str(fault)))
+        if not intact:
+            _write_header(self.part_path(incoming.scene_id), incoming.packed)
+        incoming.lose(damaged)
+        good = np.ones(incoming.manifest.chunk_count, bool)
+        good[damaged] = False
+        self._ledger.correct(incoming.scene_id, runs(good))
+        return None
+
+
+def header(packed: bytes) -> bytes:
+    """What a `.dl` file has before its chunks (docs/format.md)."""
+    return MAGIC + struct.pack("<II", len(packed), crc32c(packed)) + packed
+
+
+def checked(scene_id: str) -> str:
+    """The same id, if it is one: the only way from a peer's word to a file name."""
+    if not SCENE_ID.fullmatch(scene_id):
+        raise ValueError(f"{scene_id[:80]!r} is not a scene id")
+    return scene_id
+
+
+def is_full(error: OSError) -> bool:
+    """Did this fail for want of space?"""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _write_header(part: Path, packed: bytes, mode: Literal["wb", "r+b"] = "r+b") -> None:
+    with part.open(mode) as file:
+        _write_at(file.fileno(), header(packed), 0)
+        os.fsync(file.fileno())
+
+
+def _write_at(handle: int, content: bytes, offset: int) -> None:
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(handle, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,208 @@
+"""The receiver: runs one `GroundSession` per stream over grpc.aio, on top of the inbox.
+
+It carries frames and deadlines; what a peer may say is decided in `downlink.framing` and `downlink.session`, what is
+safe in `decoder_node.inbox`. Everything that touches the ledger or commits runs in one thread, in order; reading a
+finished scene back runs beside it. Messages to a peer hold no paths and no tracebacks; the log does.
+
+`health` (grpc.health.v1) and reflection are served too. Refuses to start, with `LinkError`, on an address that cannot
+be bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from decoder_node.inbox import Inbox, is_full
+from decoder_node.ledger import LedgerError
+from decoder_node.log import log
+from downlink import limits
+from downlink.action import Close, Commit, Finish, GroundAction, Open, Reject, Send, Status
+from downlink.errors import LinkError
+from downlink.frame import SceneState, State
+from downlink.framing import edge_frame, ground_message
+from downlink.session import GroundSession
+from downlink.wire import link_pb2, link_pb2_grpc
+
+SERVICE = "downlink.v1.LinkService"
+GRACE_S = 4.0  # at shutdown, for streams to commit and acknowledge what they hold
+
+Result = TypeVar("Result")
+
+
+class Receiver:
+    """The server of one archive. `on_durable` is called, in the event loop, with the id of every scene that becomes
+    durable."""
+
+    def __init__(
+        self, inbox: Inbox, disk: ThreadPoolExecutor, on_durable: Callable[[str], object], software: str
+    ) -> None:
+        self.inbox = inbox
+        self.software = software
+        self.on_durable = on_durable
+        self.stopping = asyncio.Event()
+        self._disk = disk  # the one thread that ledger and inbox belong to
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="verify")
+        self._server: Any = None
+        self._health: Any = None
+
+    async def start(self, listen: str) -> str:
+        """Begin to serve; returns HOST:PORT as bound (port 0 takes a free one)."""
+        settings = [
+            ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
+            ("grpc.max_send_message_length", limits.MESSAGE_BYTES_MAX),
+            ("grpc.so_reuseport", 0),
+            # Edges ping each KEEPALIVE_S; without this the server would cut them off with too_many_pings.
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", int(limits.KEEPALIVE_S * 1000 / 3)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # Our own pings only find dead streams. The answer waits behind a chunk, minutes on a slow link.
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 600_000),
+        ]
+        streams = limits.NODES_MAX * limits.STREAMS_PER_NODE_MAX
+        self._server = grpc.aio.server(options=settings, maximum_concurrent_rpcs=streams + 16)
+        register: Any = link_pb2_grpc.add_LinkServiceServicer_to_server
+        register(self, self._server)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        try:
+            port = self._server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise LinkError(f"cannot listen on {listen}: it is in use, or not an address of this machine") from error
+        await self._server.start()
+        for name in ("", SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return f"{listen.rpartition(':')[0]}:{port}"
+
+    async def stop(self) -> None:
+        """Take no new streams; let the open ones commit and acknowledge what they hold."""
+        await self._health.enter_graceful_shutdown()
+        self.stopping.set()
+        await self._server.stop(GRACE_S)
+        self._reading.shutdown(wait=False, cancel_futures=True)
+
+    async def Deliver(self, requests: object, context: Any) -> None:
+        """One stream."""
+        log.info("stream opened", extra={"peer": context.peer()})
+        try:
+            close = await _Stream(self, context).run()
+        except asyncio.CancelledError:
+            log.info("stream cut", extra={"peer": context.peer()})
+            raise
+        except Exception:
+            log.exception("stream failed", extra={"peer": context.peer()})
+            close = Close(Status.INTERNAL, "the ground has failed; its log says how")
+        if close is None:
+            log.info("stream ended", extra={"peer": context.peer()})
+            return
+        log.warning(
+            "stream closed", extra={"peer": context.peer(), "status": str(close.status), "reason": close.reason}
+        )
+        await context.abort(grpc.StatusCode[close.status], close.reason)
+
+    async def disk(self, work: Callable[[], Result]) -> Result:
+        """Run something on the inbox or the ledger, in their thread and in order."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
+    async def finish(self, action: Finish) -> SceneState | None:
+        """Verify a scene beside the other work, then seal it."""
+        inbox, incoming = self.inbox, action.incoming
+        fault = await asyncio.get_running_loop().run_in_executor(self._reading, inbox.verify, incoming)
+        state = await self.disk(partial(inbox.seal, incoming, fault))
+        facts = {"scene": incoming.scene_id, "name": incoming.manifest.scene.name}
+        if state is None:
+            log.error("damaged on disk", extra={**facts, "reason": str(fault)})
+        elif state.state is State.DURABLE:
+            log.info("durable", extra={**facts, "bytes": incoming.manifest.payload_bytes})
+            self.on_durable(incoming.scene_id)
+        else:
+            log.error("quarantined", extra={**facts, "reason": str(fault)})
+        return state
+
+
+class _Stream:
+    """One session and its connection."""
+
+    def __init__(self, receiver: Receiver, context: Any) -> None:
+        self._receiver = receiver
+        self._context = context
+        self._session = GroundSession(receiver.software)
+
+    async def run(self) -> Close | None:
+        """Until the edge has said all, or the stream must end before."""
+        session = self._session
+        reading = asyncio.create_task(self._context.read())
+        stopping = asyncio.create_task(self._receiver.stopping.wait())
+        try:
+            while True:
+                now = time.monotonic()
+                timeout = None if session.deadline is None else max(0.0, session.deadline - now)
+                await asyncio.wait({reading, stopping}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                now = time.monotonic()
+                if reading.done():
+                    message = reading.result()
+                    if message is grpc.aio.EOF:
+                        return await self._perform(session.end(now))
+                    reading = asyncio.create_task(self._context.read())
+                    close = await self._perform(self._hear(message, now))
+                elif stopping.done():
+                    close = await self._perform(session.end(now))
+                    return close or Close(Status.UNAVAILABLE, "the ground is shutting down")
+                else:
+                    close = await self._perform(session.tick(now))
+                if close is not None:
+                    return close
+        finally:
+            reading.cancel()
+            stopping.cancel()
+
+    def _hear(self, message: link_pb2.EdgeFrame, now: float) -> list[GroundAction]:
+        try:
+            return self._session.receive(edge_frame(message), now)
+        except LinkError as error:
+            return [Close(Status.INVALID_ARGUMENT, str(error))]
+
+    async def _perform(self, actions: Sequence[GroundAction]) -> Close | None:
+        """Carry actions out in order, with those that their outcomes bring about. Stops at a Close."""
+        session, receiver = self._session, self._receiver
+        waiting = deque(actions)
+        while waiting:
+            action = waiting.popleft()
+            try:
+                match action:
+                    case Send(frame):
+                        await self._context.write(ground_message(frame))
+                    case Open(incoming, priority):
+                        found = await receiver.disk(partial(receiver.inbox.open, incoming, priority))
+                        waiting += session.opened(incoming.scene_id, found, time.monotonic())
+                    case Commit(arrivals):
+                        await receiver.disk(partial(receiver.inbox.commit, arrivals))
+                        waiting += session.committed(action, time.monotonic())
+                    case Finish(incoming):
+                        state = await receiver.finish(action)
+                        waiting += session.finished(incoming, state, time.monotonic())
+                    case Reject(incoming, reason):
+                        log.error("quarantined", extra={"scene": incoming.scene_id, "reason": reason})
+                        await receiver.disk(partial(receiver.inbox.reject, incoming, reason))
+                    case Close():
+                        return action
+            except (OSError, LedgerError) as error:
+                log.error("cannot store", extra={"peer": self._context.peer(), "reason": str(error)})
+                full = is_full(error) if isinstance(error, OSError) else True
+                reason = "the ground's disk is full" if full else "the ground's disk fails"
+                waiting += session.failed(
+                    Status.RESOURCE_EXHAUSTED, f"{reason}; what was acknowledged is kept", time.monotonic()
+                )
+        return None

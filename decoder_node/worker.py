@@ -1,0 +1,264 @@
+"""Decoding: a task per durable scene, in worker processes, driven by the ledger.
+
+`decode_stream` is the task itself: stream -> GeoTIFF files and a catalogue item. It is idempotent (outputs are
+written whole and renamed), so it may be run again after any crash. `Workers` runs it: each of its processes is a pool
+of one, so that a crash is the fault of exactly one scene. A scene that fails `ledger.FAILURES_MAX` times, crashes
+included, is quarantined with the reason; one whose model is not installed stays durable, and is tried again at the
+next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import multiprocessing
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing.connection import wait as wait_for_any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder_node.inbox import checked
+from decoder_node.ledger import Ledger
+from decoder_node.log import log, log_to_stderr
+from downlink.bundle import find_id
+from downlink.errors import BundleError, DownlinkError
+from downlink.manifest import Manifest
+from downlink.stream import StreamReader
+
+if TYPE_CHECKING:
+    from decoder_node.decoder import Row
+
+NEEDS_GROUND = "pip install 'latent-downlink[ground]' brings it"
+STOP_S = 4.0  # a decoding that is nearly done may end; the others begin anew at the next start
+POLL_S = 1.0  # how often a loop looks by itself: one word of news may be taken by another loop
+
+Result = TypeVar("Result")
+
+
+class MissingExtra(DownlinkError):
+    """A package of the ground's extra is not installed."""
+
+    code = "missing_extra"
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What decoding has made, and what it took."""
+
+    manifest: Manifest
+    paths: list[Path]  # one GeoTIFF per grid
+    facts: dict[str, Any]
+
+
+def decode_stream(source: Path, target: Path, model_folders: Sequence[Path], threads: int = 1) -> Decoded:
+    """Decode the stream file `source` to `target` (or one file per grid beside it, `decoder_node.raster.output_paths`).
+
+    Raises `StreamError` for a damaged stream, `BundleError` when its model is not here, `MissingExtra` when a package
+    is not.
+    """
+    try:
+        from decoder_node.decoder import PlaneDecoder, decode_rows
+        from decoder_node.raster import output_paths, write_cog
+    except ImportError as error:
+        raise MissingExtra(f"decoding needs {error.name}; {NEEDS_GROUND}") from error
+    began = time.monotonic()
+    with source.open("rb") as file:
+        reader = StreamReader(file)
+        reader.verify()
+        manifest = reader.manifest
+        bundle = find_id(manifest.bundle, model_folders)
+        decoder = PlaneDecoder(bundle, threads=threads)
+        paths = output_paths(target, manifest.scene)
+        tags = {"scene_id": reader.scene_id, "bundle": f"{bundle.name} {bundle.id.hex()[:12]}"}
+        missing: list[float] = []
+        rows = decode_rows(manifest, reader.chunk, decoder)
+        for grid, strips in itertools.groupby(rows, key=lambda row: row.grid):
+            write_cog(paths[grid], manifest.scene, grid, _pixels(strips, missing), tags)
+    facts = {
+        "stream_bytes": source.stat().st_size,
+        "missing": round(sum(missing) / max(1, len(missing)), 6),
+        "decode_s": round(time.monotonic() - began, 3),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    }
+    return Decoded(manifest, paths, facts)
+
+
+def _pixels(rows: Iterator[Row], missing: list[float]) -> Iterator[NDArray[np.generic]]:
+    for row in rows:
+        missing.append(row.missing)
+        yield row.pixels
+
+
+def archive_scene(archive: Path, scene_id: str, model_folders: Sequence[Path], received_at: float) -> dict[str, Any]:
+    """The task: decode a durable scene into the archive. Returns what the ledger keeps, with paths relative to the
+    archive."""
+    try:
+        from decoder_node.catalogue import add_item
+        from decoder_node.quicklook import write_quicklook
+    except ImportError as error:
+        raise MissingExtra(f"the archive needs {error.name}; {NEEDS_GROUND}") from error
+    stream = archive / "streams" / f"{checked(scene_id)}.dl"
+    folder = archive / "scenes" / scene_id
+    folder.mkdir(parents=True, exist_ok=True)
+    decoded = decode_stream(stream, folder / f"{scene_id[:12]}.tif", model_folders)
+    picture = write_quicklook(folder / f"{scene_id[:12]}.png", decoded.manifest.scene, decoded.paths)
+    received = datetime.fromtimestamp(received_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    facts = {"received": received, **decoded.facts}
+    item = add_item(archive, scene_id, decoded.manifest, [*decoded.paths, picture, stream], facts)
+    return {
+        "assets": [str(path.relative_to(archive)) for path in decoded.paths],
+        "item": str(item.relative_to(archive)),
+        "quicklook": str(picture.relative_to(archive)),
+        **decoded.facts,
+    }
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a task in its process. Exactly one is set."""
+
+    result: dict[str, Any] | None = None
+    waits: str | None = None  # nothing is wrong with the scene, but it cannot be decoded here and now
+    failure: str | None = None
+
+
+def _task(archive: Path, scene_id: str, model_folders: Sequence[Path], received_at: float) -> _Outcome:
+    """`archive_scene` with its errors as values: an exception may not survive the way back to the parent."""
+    try:
+        return _Outcome(result=archive_scene(archive, scene_id, model_folders, received_at))
+    except (BundleError, MissingExtra) as error:
+        return _Outcome(waits=str(error))
+    except DownlinkError as error:
+        return _Outcome(failure=f"{error.code}: {error}")
+    except Exception as error:
+        log.exception("decoding failed", extra={"scene": scene_id})
+        return _Outcome(failure=f"{type(error).__name__}: {error}")
+
+
+def _begin_process() -> None:
+    """In each worker process: leave signals to the node, log as it does, and do not outlive it (a pool's process
+    would)."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    log_to_stderr("info")
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            wait_for_any([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+class Workers:
+    """`count` processes that decode what the ledger has durable. Runs in an event loop."""
+
+    def __init__(
+        self, archive: Path, ledger: Ledger, disk: ThreadPoolExecutor, model_folders: Sequence[Path], count: int
+    ) -> None:
+        self._archive = archive
+        self._ledger = ledger
+        self._thread = disk  # the one thread that the ledger belongs to
+        self._model_folders = [folder.resolve() for folder in model_folders]
+        self._count = count
+        self._taken: set[str] = set()  # being decoded, or waiting for the next start
+        self._news = asyncio.Event()
+        self._stopping = False
+        self._loops: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin with what the last run has left."""
+        for scene_id in await self._disk(self._ledger.recover):
+            log.error("quarantined", extra={"scene": scene_id, "reason": "the node died too often while decoding it"})
+        self._loops = [asyncio.create_task(self._loop()) for _ in range(self._count)]
+
+    def wake(self, scene_id: str = "") -> None:
+        """A scene has become durable."""
+        self._news.set()
+
+    async def stop(self) -> None:
+        """Let decodings that end soon end; stop the others, which are not to blame."""
+        self._stopping = True
+        self.wake()
+        if self._loops:
+            _, late = await asyncio.wait(self._loops, timeout=STOP_S)
+            for loop in late:
+                loop.cancel()
+            await asyncio.gather(*self._loops, return_exceptions=True)
+
+    async def _loop(self) -> None:
+        pool: ProcessPoolExecutor | None = None
+        try:
+            while not self._stopping:
+                self._news.clear()
+                scene_id = await self._disk(lambda: self._ledger.undecoded(self._taken))
+                if scene_id is None or scene_id in self._taken:  # another loop was faster
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._news.wait(), POLL_S)
+                    continue
+                self._taken.add(scene_id)
+                pool = pool or self._pool()
+                if not await self._decode(scene_id, pool):
+                    pool.shutdown(wait=False)
+                    pool = None
+        finally:
+            if pool is not None:
+                _kill(pool)
+
+    async def _disk(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin_process)
+
+    async def _decode(self, scene_id: str, pool: ProcessPoolExecutor) -> bool:
+        """One attempt; false when the worker process has died of it."""
+        entry = await self._disk(lambda: self._ledger.find(scene_id))
+        assert entry is not None, f"the ledger named {scene_id} as durable"
+        received_at = entry.durable_at or entry.offered_at
+        await self._disk(lambda: self._ledger.decoding(scene_id, True))
+        alive = True
+        try:
+            job = pool.submit(_task, self._archive, scene_id, self._model_folders, received_at)
+            outcome = await asyncio.wrap_future(job)
+        except BrokenProcessPool:
+            outcome, alive = _Outcome(failure="the worker process died"), False
+        except asyncio.CancelledError:
+            await self._disk(lambda: self._ledger.decoding(scene_id, False))
+            raise
+        if outcome.result is not None:
+            result = outcome.result
+            await self._disk(lambda: self._ledger.decoded(scene_id, result))
+            self._taken.discard(scene_id)
+            log.info("decoded", extra={"scene": scene_id, "name": entry.name, "seconds": result["decode_s"]})
+        elif outcome.waits is not None:
+            reason = outcome.waits
+            await self._disk(lambda: self._ledger.waits(scene_id, reason))
+            log.warning("cannot decode yet", extra={"scene": scene_id, "reason": reason})
+        else:
+            reason = outcome.failure or ""
+            state = await self._disk(lambda: self._ledger.failed(scene_id, reason))
+            self._taken.discard(scene_id)
+            log.error("decoding failed", extra={"scene": scene_id, "reason": reason, "state": state})
+        return alive
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    """End a pool now, whatever it does."""
+    for process in list((getattr(pool, "_processes", None) or {}).values()):
+        process.kill()
+    pool.shutdown(wait=False, cancel_futures=True)
