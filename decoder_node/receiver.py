@@ -121,7 +121,7 @@ class Receiver:
         inbox, incoming = self.inbox, action.incoming
         fault = await asyncio.get_running_loop().run_in_executor(self._reading, inbox.verify, incoming)
         state = await self.disk(partial(inbox.seal, incoming, fault))
-        facts = {"scene": incoming.scene_id, "name": incoming.manifest.scene.name}
+        facts = {"scene": incoming.scene_id, "title": incoming.manifest.scene.name}
         if state is None:
             log.error("damaged on disk", extra={**facts, "reason": str(fault)})
         elif state.state is State.DURABLE:

@@ -244,7 +244,7 @@ class Workers:
             result = outcome.result
             await self._disk(lambda: self._ledger.decoded(scene_id, result))
             self._taken.discard(scene_id)
-            log.info("decoded", extra={"scene": scene_id, "name": entry.name, "seconds": result["decode_s"]})
+            log.info("decoded", extra={"scene": scene_id, "title": entry.name, "seconds": result["decode_s"]})
         elif outcome.waits is not None:
             reason = outcome.waits
             await self._disk(lambda: self._ledger.waits(scene_id, reason))
