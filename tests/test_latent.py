@@ -22,7 +22,9 @@ def symbols(encoder: PlaneEncoder, planes: int, side: int, seed: int) -> tuple[T
     scale = np.geomspace(8, 0.05, spec.latents)[None, :, None, None]
     latent = np.rint(random.laplace(size=(planes, spec.latents, side, side)) * scale).astype(np.int32)
     latent[random.random(latent.shape) < 1e-4] = 1 << 20
-    hyper = random.integers(-5, 6, (planes, spec.hyper_latents, side // spec.hyper, side // spec.hyper)).astype(np.int32)
+    hyper = random.integers(-5, 6, (planes, spec.hyper_latents, side // spec.hyper, side // spec.hyper)).astype(
+        np.int32
+    )
     return TileCode(spec, encoder.tables, levels, max(1, planes - 1)), latent, hyper
 
 

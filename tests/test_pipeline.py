@@ -37,7 +37,9 @@ def picture(bands: int, height: int, width: int, dtype: str = "uint16", seed: in
     """Smooth fields that bands share, an edge, and noise."""
     random = np.random.default_rng(seed)
     rows, cols = np.mgrid[0:height, 0:width].astype(np.float64)
-    waves = [np.sin(rows / p + random.uniform(0, 6)) * np.cos(cols / (p + 3) + random.uniform(0, 6)) for p in (7, 23, 61)]
+    waves = [
+        np.sin(rows / p + random.uniform(0, 6)) * np.cos(cols / (p + 3) + random.uniform(0, 6)) for p in (7, 23, 61)
+    ]
     edge = (rows * 0.7 + cols > (height + width) / 2).astype(np.float64)
     mix = random.normal(size=(bands, 4))
     field = np.tensordot(mix, np.stack([*waves, edge]), axes=1) + random.normal(size=(bands, height, width)) * 0.05

@@ -68,7 +68,8 @@ class IntegerConv(nn.Module):
     def largest_sum(self, input_limit: float) -> float:
         """Bound on every partial sum for inputs within +-input_limit; exact arithmetic needs it below 2^24."""
         weight, bias = self.integers()
-        return float((weight.abs().sum(dim=(1, 2, 3)) * input_limit + bias.abs()).max())
+        sums = weight.detach().abs().sum(dim=(1, 2, 3)) * input_limit + bias.detach().abs()
+        return float(sums.max())
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.integers()
