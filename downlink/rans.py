@@ -17,7 +17,6 @@ were used.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -69,23 +68,19 @@ class Model:
         return tuple(a.astype(np.uint64) for a in (f << (32 - PRECISION), reciprocal, TOTAL - f, self.start))
 
     @cached_property
-    def slots(self) -> NDArray[np.uint32]:
-        """Per table and slot (the low 14 bits of a state): frequency << 14 | slot - cumulative frequency."""
-        slot = np.tile(np.arange(TOTAL, dtype=np.uint32), self.tables)
-        first = np.repeat(self.start.astype(np.uint32), self.frequency)
-        return np.repeat((self.frequency << PRECISION).astype(np.uint32), self.frequency) + (slot - first)
-
-    @cached_property
-    def slot_list(self) -> array[int]:
-        """`slots` for the scalar decoder: an array gives Python integers faster than numpy does."""
-        code = "I" if array("I").itemsize == 4 else "L"
-        return array(code, self.slots.tobytes())
+    def decoding(self) -> NDArray[np.uint32]:
+        """Per flat entry: frequency << 14 | cumulative frequency."""
+        return (self.frequency << PRECISION | self.start & TOTAL - 1).astype(np.uint32)
 
     @cached_property
     def slot_entries(self) -> NDArray[np.uint8]:
-        """Per table and slot: the entry."""
-        entry = np.tile(np.arange(ENTRIES, dtype=np.uint8), self.tables)
-        return np.repeat(entry, self.frequency)
+        """Per table and slot (the low 14 bits of a state): the entry."""
+        return np.repeat(np.tile(np.arange(ENTRIES, dtype=np.uint8), self.tables), self.frequency)
+
+    @cached_property
+    def lists(self) -> tuple[bytes, list[int], list[int]]:
+        """Entries per slot, frequencies and cumulative frequencies, in the types that plain Python reads fastest."""
+        return self.slot_entries.tobytes(), self.frequency.tolist(), self.start.tolist()
 
 
 def encode(model: Model, segments: Sequence[NDArray[np.int64]], lanes: int) -> tuple[States, Words]:
@@ -191,16 +186,18 @@ class Decoder:
 
     def _decode_scalar(self, tables: NDArray[np.int64]) -> NDArray[np.uint8]:
         states, words, position = self._state_list, self._word_list, self.position
-        slots = self._model.slot_list
+        slot_entries, frequencies, starts = self._model.lists
         order = (np.arange(len(tables)) & (self.lanes - 1)).tolist()
-        found = []
+        entries = bytearray()
+        put = entries.append
         try:
-            for offset, lane in zip((tables << PRECISION).tolist(), order, strict=True):
+            for table, lane in zip(tables.tolist(), order, strict=True):
                 x = states[lane]
-                slot = offset + (x & 0x3FFF)
-                found.append(slot)
-                packed = slots[slot]
-                x = (packed >> 14) * (x >> 14) + (packed & 0x3FFF)
+                slot = x & 0x3FFF
+                entry = slot_entries[table << 14 | slot]
+                put(entry)
+                entry |= table << 8
+                x = frequencies[entry] * (x >> 14) + slot - starts[entry]
                 if x < 65536:
                     x = x << 16 | words[position]
                     position += 1
@@ -208,50 +205,58 @@ class Decoder:
         except IndexError:
             raise self._exhausted() from None
         self.position = position
-        return self._model.slot_entries[np.array(found, dtype=np.int64)]
+        return np.frombuffer(entries, np.uint8)
 
     def _decode_rows(self, tables: NDArray[np.int64]) -> NDArray[np.uint8]:
-        lanes, states, words = self.lanes, self._states, self._words
-        position, available = self.position, self._available
-        packed, frequencies = np.empty(lanes, np.uint32), np.empty(lanes, np.uint32)
-        slot, low = np.empty(lanes, np.int64), np.empty(lanes, bool)
-        slots = self._model.slots
+        lanes, total = self.lanes, len(tables)
+        x, words, position = self._states, self._words, self.position
+        slot, packed, part = (np.empty(lanes, np.uint32) for _ in range(3))
+        number, low = np.empty(lanes, np.int64), np.empty(lanes, bool)
         slot_mask, slot_bits = np.array(TOTAL - 1, np.uint32), np.array(PRECISION, np.uint32)
         lower_end, word_bits = np.array(START, np.uint32), np.array(16, np.uint32)
-        bitwise_and, bitwise_or, add, multiply = np.bitwise_and, np.bitwise_or, np.add, np.multiply
-        left_shift, right_shift, less, take = np.left_shift, np.right_shift, np.less, slots.take
+        bitwise_and, bitwise_or, add, multiply, subtract = (
+            np.bitwise_and,
+            np.bitwise_or,
+            np.add,
+            np.multiply,
+            np.subtract,
+        )
+        left_shift, right_shift, less = np.left_shift, np.right_shift, np.less
+        take_entry, take_packed = self._model.slot_entries.take, self._model.decoding.take
 
-        total = len(tables)
         entries = np.empty(total, np.uint8)
         block = max(1, _BLOCK // lanes) * lanes
         for first in range(0, total, block):
-            index = tables[first : first + block] << PRECISION
-            n = len(index)
-            for a in range(0, n, lanes):
-                at = index[a : a + lanes]
-                x, p, f, s, mask = states, packed, frequencies, slot, low
-                if len(at) < lanes:
-                    x, p, f, s, mask = x[: len(at)], p[: len(at)], f[: len(at)], s[: len(at)], mask[: len(at)]
-                bitwise_and(x, slot_mask, f)
-                s[...] = f  # one type per operation: mixed ones take numpy's slow path
-                add(at, s, at)
-                take(at, None, p, "clip")
-                right_shift(p, slot_bits, f)
+            slots = tables[first : first + block] << PRECISION
+            flats = tables[first : first + block] << 8
+            for a in range(first, min(first + block, total), lanes):
+                n = min(lanes, total - a)
+                if n < lanes:
+                    x, slot, packed, part, number, low = x[:n], slot[:n], packed[:n], part[:n], number[:n], low[:n]
+                at, flat, entry = slots[a - first : a - first + n], flats[a - first : a - first + n], entries[a : a + n]
+                bitwise_and(x, slot_mask, slot)
+                number[...] = slot  # one type per operation: mixed ones take numpy's slow path
+                add(at, number, at)
+                take_entry(at, None, entry, "clip")
+                number[...] = entry
+                add(flat, number, flat)
+                take_packed(flat, None, packed, "clip")
+                right_shift(packed, slot_bits, part)
                 right_shift(x, slot_bits, x)
-                multiply(x, f, x)
-                bitwise_and(p, slot_mask, p)
-                add(x, p, x)
-                (hungry,) = less(x, lower_end, mask).nonzero()
+                multiply(x, part, x)
+                bitwise_and(packed, slot_mask, packed)
+                subtract(slot, packed, slot)
+                add(x, slot, x)
+                (hungry,) = less(x, lower_end, low).nonzero()
                 count = hungry.size
                 if count:
                     end = position + count
-                    if end > available:
+                    if end > self._available:
                         raise self._exhausted()
                     fed = x[hungry]
                     left_shift(fed, word_bits, fed)
                     bitwise_or(fed, words[position:end], fed)
                     x[hungry] = fed
                     position = end
-            self._model.slot_entries.take(index, out=entries[first : first + n], mode="clip")
         self.position = position
         return entries
