@@ -169,7 +169,8 @@ class SymbolDecoder:
             shift = tables.shift_of.take(keys.route, mode="clip")
             v <<= shift
             shifted = np.flatnonzero(shift != 0)
-            v[shifted] |= self._raw(shift[shifted].astype(np.int64)).astype(np.int32)
+            if len(shifted):
+                v[shifted] |= self._raw(shift[shifted].astype(np.int64)).astype(np.int32)
         v += keys.base
         return v
 

@@ -71,6 +71,12 @@ def test_every_symbol_comes_back(seed: int, lanes: int | None, sizes: list[int])
         np.testing.assert_array_equal(found, values)
 
 
+def test_a_scale_without_raw_bits_above_one_with_them_takes_none() -> None:
+    tables = Tables.from_pmfs([(0, np.ones(3))], np.zeros((4, 8)), np.array([0, 0, 5, 0]))
+    segment = (np.ones(1, np.int32), np.full(1, 3, np.uint8), np.zeros(1, np.int32))
+    np.testing.assert_array_equal(decode(tables, encode(tables, [segment]), [segment])[0], segment[0])
+
+
 @pytest.fixture(scope="module")
 def tables() -> Tables:
     return Tables.parametric()
@@ -141,7 +147,7 @@ def test_a_missing_or_added_byte_anywhere_is_refused(tables: Tables, lanes: int)
 
 
 def test_nearly_every_single_bit_flip_is_refused_where_the_coder_can_see_it(tables: Tables) -> None:
-    """Without raw bits, escapes and exceptions every byte is the coder's. Measured, not promised: the checksum guards."""
+    """Without raw bits, escapes and exceptions every byte is the coder's. Measured, not promised."""
     segments = near(tables, 700, 14)
     flips = missed = 0
     for lanes in (1, 4, 16):
