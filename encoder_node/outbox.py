@@ -235,7 +235,8 @@ class Outbox:
                 self._db.execute(query, (time.time(), name))
                 self._delete_chunks(self._number(name))
             if not self._db.execute("SELECT 1 FROM chunks LIMIT 1").fetchone():
-                self._db.execute("PRAGMA incremental_vacuum").fetchall()  # nothing to move: gives the disk back at once
+                # Nothing to move: gives the disk back at once. As a script, because `execute` would stop after one page.
+                self._db.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")
 
     def refused(self, name: str, refusal: Refusal, now: float | None = None) -> None:
         """The ground does not take the scene: for now, if it named a time to come back, else until `resend`."""
