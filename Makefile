@@ -25,7 +25,12 @@ check: .venv/installed-dev   ## style and types
 
 bench: .venv/installed-dev   ## rate and quality against the classical codecs on SCENES; results in bench-output/
 	@test -n "$(strip $(SCENES))" || { echo 'bench: no scenes; say which: make bench SCENES="a.tif b.tif"' >&2; exit 2; }
-	$(BIN)/downlink evaluate $(SCENES) --against j2k,j2k-klt --json bench-output/evaluate.json --report bench-output
+	@mkdir -p bench-output
+	$(BIN)/downlink evaluate $(SCENES) --against j2k,j2k-klt --json bench-output/evaluate.json
+
+proto: .venv/installed-dev   ## downlink/wire/ anew from proto/, after linting it
+	$(BIN)/buf lint proto
+	$(BIN)/python proto/generate.py
 
 clean:           ## removes .venv and what demo and bench wrote
 	rm -rf .venv demo-output bench-output
