@@ -1,0 +1,160 @@
+"""The ledger: what it says is on disk, it says again after any crash."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from decoder_node.ledger import FAILURES_MAX, FILE, INTERRUPTIONS_MAX, Ledger, LedgerError
+from downlink.manifest import Manifest
+from downlink.ranges import Range
+from tests.streams import Stream, stream
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path, create=True)
+
+
+def begin(ledger: Ledger, made: Stream, priority: int = 0) -> str:
+    ledger.begin(made.id, Manifest.unpack(made.packed), made.packed, priority, len(made.file))
+    return made.id
+
+
+def durable(ledger: Ledger, made: Stream, priority: int = 0) -> str:
+    begin(ledger, made, priority)
+    ledger.durable(made.id)
+    return made.id
+
+
+def state(ledger: Ledger, scene_id: str) -> str:
+    entry = ledger.find(scene_id)
+    assert entry is not None
+    return entry.state
+
+
+def test_the_disk_is_synced_at_every_commit(ledger: Ledger) -> None:
+    assert ledger._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert ledger._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+
+
+def test_commits_outlive_a_crash(tmp_path: Path, ledger: Ledger) -> None:
+    scene_id = begin(ledger, stream())
+    ledger.commit([(scene_id, Range(0, 3)), (scene_id, Range(7, 1))])
+    ledger.commit([(scene_id, Range(0, 3))])  # again: no harm
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in tmp_path.glob(f"{FILE}*"):  # as they are on disk, without a clean close
+        shutil.copy(file, copy)
+    after = Ledger(copy)
+    assert after.committed(scene_id) == [Range(0, 3), Range(7, 1)]
+    assert after.entries()[0].chunks_committed == 4
+
+
+def test_a_durable_scene_is_remembered_for_ever(ledger: Ledger) -> None:
+    scene_id = durable(ledger, stream())
+    assert ledger.committed(scene_id) == []
+    begin(ledger, stream())  # a late duplicate of its offer
+    assert state(ledger, scene_id) == "durable"
+
+
+def test_a_scene_quarantined_on_its_way_in_may_come_again(ledger: Ledger) -> None:
+    scene_id = begin(ledger, stream())
+    ledger.quarantine(scene_id, "sha256")
+    assert state(ledger, scene_id) == "quarantined"
+    begin(ledger, stream())
+    assert state(ledger, scene_id) == "receiving"
+
+
+def test_rows_have_what_the_list_promises(tmp_path: Path, ledger: Ledger) -> None:
+    made = stream()
+    begin(ledger, made)
+    row = ledger.entries()[0].row(tmp_path)
+    assert (row["scene_id"], row["name"], row["state"], row["path"]) == (made.id, "made up 0", "receiving", None)
+    ledger.durable(made.id)
+    row = ledger.entries()[0].row(tmp_path)
+    assert row["path"] == row["stream"] == str(tmp_path / "streams" / f"{made.id}.dl")
+    ledger.decoded(made.id, {"assets": ["scenes/x/a.tif"], "item": "scenes/x/x.json", "decode_s": 1.5})
+    row = ledger.entries()[0].row(tmp_path)
+    assert (row["state"], row["path"]) == ("decoded", str(tmp_path / "scenes/x/a.tif"))
+    assert row["item"] == str(tmp_path / "scenes/x/x.json")
+    assert row["facts"] == {"decode_s": 1.5}
+
+
+def test_scenes_are_decoded_by_priority_then_by_age(ledger: Ledger) -> None:
+    ids = [durable(ledger, stream(seed), priority) for seed, priority in enumerate([0, 5, 0])]
+    begin(ledger, stream(9), 99)  # not durable yet
+    order = []
+    while (scene_id := ledger.undecoded(order)) is not None:
+        order.append(scene_id)
+    assert order == [ids[1], ids[0], ids[2]]
+
+
+def test_a_scene_that_fails_again_and_again_is_quarantined(ledger: Ledger) -> None:
+    scene_id = durable(ledger, stream())
+    for _ in range(FAILURES_MAX - 1):
+        assert ledger.failed(scene_id, "boom") == "durable"
+        assert ledger.undecoded() == scene_id
+    assert ledger.failed(scene_id, "boom") == "quarantined"
+    assert ledger.undecoded() is None
+    entry = ledger.find(scene_id)
+    assert entry is not None
+    assert entry.reason == "boom"
+    assert entry.durable_at is not None  # the stream is kept
+
+
+def test_a_failing_scene_lets_others_go_first(ledger: Ledger) -> None:
+    bad, good = durable(ledger, stream(0)), durable(ledger, stream(1))
+    ledger.failed(bad, "boom")
+    assert ledger.undecoded() == good
+
+
+def test_deaths_of_the_node_while_decoding_are_counted(ledger: Ledger) -> None:
+    scene_id = durable(ledger, stream())
+    for _ in range(INTERRUPTIONS_MAX - 1):
+        ledger.decoding(scene_id, True)
+        assert ledger.recover() == []
+        assert ledger.undecoded() == scene_id
+    ledger.decoding(scene_id, True)
+    assert ledger.recover() == [scene_id]
+    assert state(ledger, scene_id) == "quarantined"
+
+
+def test_an_orderly_stop_is_not_held_against_a_scene(ledger: Ledger) -> None:
+    scene_id = durable(ledger, stream())
+    for _ in range(2 * INTERRUPTIONS_MAX):
+        ledger.decoding(scene_id, True)
+        ledger.decoding(scene_id, False)
+        assert ledger.recover() == []
+    assert ledger.undecoded() == scene_id
+
+
+def test_a_missing_model_is_no_failure(ledger: Ledger) -> None:
+    scene_id = durable(ledger, stream())
+    ledger.waits(scene_id, "no such bundle")
+    entry = ledger.find(scene_id)
+    assert entry is not None
+    assert (entry.state, entry.reason, entry.failures) == ("durable", "no such bundle", 0)
+
+
+def test_it_may_be_read_while_it_is_written(tmp_path: Path, ledger: Ledger) -> None:
+    looking = Ledger(tmp_path, read_only=True)
+    begin(ledger, stream())
+    assert len(looking.entries()) == 1
+    with pytest.raises(LedgerError, match="readonly"):
+        looking.durable(stream().id)
+
+
+def test_a_folder_without_a_ledger_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="is no archive"):
+        Ledger(tmp_path, read_only=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ledger_of_a_later_program_is_refused(tmp_path: Path, ledger: Ledger) -> None:
+    ledger._db.execute("PRAGMA user_version = 9")
+    ledger.close()
+    with pytest.raises(LedgerError, match="version 9, this program knows 1"):
+        Ledger(tmp_path)
