@@ -189,22 +189,56 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next_and_a_living_one_is_no
     assert [file.name for file in tmp_path.iterdir()] == [target.name]
 
 
+REWRITER = """
+import sys
+from pathlib import Path
+from tests import scenes
+from decoder_node.raster import write_cog
+pixels = scenes.pixels(bands=3, height=500, width=400)
+for _ in range(20):
+    write_cog(Path(sys.argv[1]), scenes.scene(pixels), 0, [pixels], {})
+"""
+
+
 def test_a_watcher_never_sees_half_a_file(tmp_path: Path) -> None:
     pixels = scenes.pixels(bands=3, height=500, width=400)
     target = tmp_path / "a.tif"
     seen = 0
-    writer = os.fork()
-    if writer == 0:
-        for _ in range(20):
-            write_cog(target, scenes.scene(pixels), 0, strips(pixels), {})
-        os._exit(0)
-    while os.waitpid(writer, os.WNOHANG)[0] == 0:
+    writer = subprocess.Popen([sys.executable, "-c", REWRITER, str(target)])
+    while writer.poll() is None:
         if target.exists():
             with rasterio.open(target) as dataset:
                 assert np.array_equal(dataset.read(), pixels)
             seen += 1
         time.sleep(0.001)
+    assert writer.returncode == 0
     assert seen > 3
+
+
+def test_no_tag_of_a_peer_is_more_than_a_tag(tmp_path: Path) -> None:
+    pixels = scenes.pixels(bands=1, height=9, width=9)
+    odd = {
+        "ns": "IMAGERY",
+        "bidx": "7",
+        "self": "x",
+        "a=b": "c=d",
+        "": "empty",
+        "k:l": "m",
+        "TIFFTAG_DATETIME": "never",
+    }
+    scene = msgspec.structs.replace(make(pixels), tags=odd)
+    write_cog(tmp_path / "a.tif", scene, 0, strips(pixels), {})
+    with rasterio.open(tmp_path / "a.tif") as dataset:
+        assert np.array_equal(dataset.read(), pixels)
+        tags = dataset.tags()
+    assert {
+        "ns_": "IMAGERY",
+        "bidx_": "7",
+        "self_": "x",
+        "a_b": "c=d",
+        "_": "empty",
+        "k_l": "m",
+    }.items() <= tags.items()
 
 
 def grid(res: float, crs: str | None = "EPSG:32633") -> Grid:
