@@ -127,7 +127,7 @@ def _write_strips(
     if grid.transform is not None:
         profile["transform"] = rasterio.Affine(*grid.transform)
     with _quiet(), rasterio.open(path, "w", **profile) as dataset:
-        # a tag of the peer must not become an argument of update_tags, and GDAL splits NAME=VALUE at the first "=" or ":"
+        # a tag of the peer must not become an argument of update_tags; GDAL splits NAME=VALUE at the first "=" or ":"
         safe = {re.sub("^(bidx|ns|self|)$|[=:]", r"\1_", key): value for key, value in tags.items()}
         dataset.update_tags(**safe)
         if acquired is not None and acquired not in tags.values():
