@@ -24,14 +24,14 @@ import msgspec
 
 from downlink import bundle
 from downlink.errors import DownlinkError
-from evaluation.codecs import CLASSICAL, CodecSpec, sweep
+from evaluation.codecs import CLASSICAL, CodecSpec, Contestant, unit
 
 DEFAULT_MODEL = "universal"
-QUALITIES = "30,38,46,54,60"
+QUALITIES = "16,24,32,40,48,56"
 NO_MODEL = "none"
 
 
-class _Names(click.ParamType[Any]):
+class _Names(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
     """Codec names, separated by commas."""
 
     name = "NAMES"
@@ -46,7 +46,7 @@ class _Names(click.ParamType[Any]):
         return tuple(name for name in names if name != NO_MODEL)
 
 
-class _Numbers(click.ParamType[Any]):
+class _Numbers(click.ParamType):  # type: ignore[type-arg]
     """Numbers, separated by commas."""
 
     name = "Q,Q,…"
@@ -84,7 +84,7 @@ class _Numbers(click.ParamType[Any]):
     "--isolate/--no-isolate",
     default=True,
     show_default=True,
-    help="Run each codec in a process of its own, so that its peak memory is its own.",
+    help="Run each codec in processes of its own, so that its peak memory is its own.",
 )
 def evaluate(
     scenes: tuple[Path, ...],
@@ -103,11 +103,7 @@ def evaluate(
     """
     if peak is not None and not (math.isfinite(peak) and peak > 0):
         raise click.BadParameter(f"{peak:g} is no peak; it must be above 0, such as 10000 or 255", param_hint="--peak")
-    try:
-        failures = _evaluate(scenes, models, quality, against, peak, json_path, split, threads, isolate)
-    except DownlinkError as error:
-        raise click.ClickException(str(error)) from error
-    if failures:
+    if _evaluate(scenes, models, quality, against, peak, json_path, split, threads, isolate):
         sys.exit(1)
 
 
@@ -123,17 +119,13 @@ def _evaluate(
     isolate: bool,
 ) -> int:
     """Returns how many measurements failed."""
-    try:
-        from evaluation import scenes as listing
-        from evaluation import table
-        from evaluation.evaluate import evaluate as run
-        from evaluation.worker import Apart, Here
+    # Imported here, so that --help needs none of the evaluation extra; what is missing `downlink.cli` puts in words.
+    from evaluation import scenes as listing
+    from evaluation import table
+    from evaluation.evaluate import evaluate as run
+    from evaluation.worker import Apart, Here
 
-        contestants = [*_models(models or (DEFAULT_MODEL,), quality, threads), *_classical(against, threads)]
-    except ModuleNotFoundError as error:
-        raise DownlinkError(
-            f"evaluate needs the package {error.name}; pip install 'latent-downlink[evaluation]' brings it"
-        ) from error
+    contestants = [*_models(models or (DEFAULT_MODEL,), quality, threads), *_classical(against, threads)]
     if not contestants:
         raise DownlinkError("nothing to measure: --model is none and --against is none; name one codec at least")
     entries, left_out = listing.find(scenes, split)
@@ -142,7 +134,7 @@ def _evaluate(
         click.echo(f"{left_out} files of the corpus are neither 8- nor 16-bit integers: left out", err=True)
 
     runner = Apart(threads) if isolate else Here()
-    settings = sum(len(contestant.settings(1.0)) for contestant in contestants)
+    settings = sum(len(contestant.at(1.0)) for contestant in contestants)
     try:
         with _writer(json_path) as write, _progress(millions * settings) as done:
             report = run(entries, contestants, peak, runner, done)
@@ -156,10 +148,8 @@ def _evaluate(
     return len(report.failures)
 
 
-def _models(models: tuple[str, ...], quality: tuple[float, ...], threads: int) -> list[Any]:
-    from evaluation.evaluate import Contestant
-
-    found: list[Any] = []
+def _models(models: tuple[str, ...], quality: tuple[float, ...], threads: int) -> list[Contestant]:
+    found: list[Contestant] = []
     for model in models:
         if model == NO_MODEL:
             continue
@@ -168,20 +158,12 @@ def _models(models: tuple[str, ...], quality: tuple[float, ...], threads: int) -
         except DownlinkError as error:
             raise DownlinkError(f"{error}; --model {NO_MODEL} measures the classical codecs alone") from error
         label = name if all(name != other.spec.label for other in found) else model
-        found.append(Contestant(CodecSpec(label, model=model, threads=threads), "quality", lambda peak: quality))
+        found.append(Contestant(CodecSpec(label, model=model, threads=threads), "quality", quality))
     return found
 
 
-def _classical(names: tuple[str, ...], threads: int) -> list[Any]:
-    from evaluation.codecs import unit
-    from evaluation.evaluate import Contestant
-
-    return [
-        Contestant(
-            CodecSpec(name, classical=name, threads=threads), unit(name), lambda peak, name=name: sweep(name, peak)
-        )
-        for name in names
-    ]
+def _classical(names: tuple[str, ...], threads: int) -> list[Contestant]:
+    return [Contestant(CodecSpec(name, classical=name, threads=threads), unit(name)) for name in names]
 
 
 @contextlib.contextmanager

@@ -25,22 +25,13 @@ from downlink.errors import DownlinkError
 from downlink.quality import Quality, default_peak, valid_pixels
 from downlink.scene import Scene
 from evaluation import scenes
-from evaluation.codecs import CodecSpec
+from evaluation.codecs import Contestant
 from evaluation.scenes import Entry
 from evaluation.summary import Row, summarise
 from evaluation.worker import Outcome, Runner, Task
 
 # Wang et al. 2004: an 11 x 11 Gaussian window of sigma 1.5, so sides below 11 have no SSIM.
 _SSIM_SIDE_MIN = 11
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A codec and the settings it is measured at; `settings` may depend on the scene's peak."""
-
-    spec: CodecSpec
-    unit: str
-    settings: Callable[[float], Sequence[float]]
 
 
 @dataclass
@@ -94,8 +85,12 @@ def _measure(
     decoded = tuple(folder / f"decoded{number}.npy" for number in range(len(grids)))
     for path, grid in zip(pixels, grids, strict=True):
         np.save(path, grid)
-    for setting in contestant.settings(against):
-        outcome = runner.run(Task(contestant.spec, scene, against, setting, pixels, decoded))
+    for setting in contestant.at(against):
+        task = Task(contestant.spec, scene, against, setting, pixels, decoded)
+        try:
+            outcome = runner.run(task)
+        except (RuntimeError, ValueError, MemoryError) as error:  # what codecs' libraries raise
+            raise DownlinkError(f"{type(error).__name__} at setting {setting:g}: {error}") from error
         back = [np.load(path, mmap_mode="r") for path in decoded]
         yield row(scene, entry.label, contestant.spec.label, setting, grids, back, outcome, against)
         done(contestant.spec.label, entry.label, scene.samples / 1e6)
@@ -152,7 +147,7 @@ def ssim(scene: Scene, original: Sequence[NDArray[Any]], decoded: Sequence[NDArr
             where = None if valid is None else valid[band]
             if where is not None and not where.any():
                 continue
-            _, similarity = structural_similarity(
+            _, similarity = structural_similarity(  # type: ignore[no-untyped-call]
                 one[band].astype(np.float64),
                 other[band].astype(np.float64),
                 data_range=peak,

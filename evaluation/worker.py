@@ -1,8 +1,8 @@
-"""Encodes and decodes one scene with one codec at one setting: timed, in a process that does nothing else.
+"""Encodes and decodes scenes with one codec: timed, in two processes that do nothing else, as board and ground would.
 
-The parent writes the scene as .npy files and takes the decoded pixels back as such, so that this process holds the
-codec and the pixels but neither GDAL nor the libraries that measure quality: its peak of resident memory is the codec's
-own, plus the scene. A codec that takes its process down loses only its own figures.
+The parent writes the scene as .npy files and takes the decoded pixels back as such, so that these processes hold the
+codec and the pixels but neither GDAL nor the libraries that measure quality: their peak of resident memory is the
+codec's own, plus the scene. A codec that takes its process down loses only its own figures.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from downlink.errors import DownlinkError
 from downlink.scene import Scene
 from evaluation import memory
 from evaluation.codecs import CodecSpec
-from evaluation.codecs.base import Codec, Image
+from evaluation.codecs.base import Codec, Half, Image
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -50,71 +50,94 @@ class Outcome:
     decode_peak_rss_mb: float
 
 
-_codecs: dict[CodecSpec, Codec] = {}
-_image: tuple[tuple[Path, ...], Image] | None = None
+class _Loaded:
+    """What stays in a process from task to task: the codec, and the scene while it is the same."""
+
+    codec: tuple[CodecSpec, Codec] | None = None
+    image: tuple[tuple[Path, ...], Image] | None = None
 
 
-def run(task: Task) -> Outcome:
-    """Do a task in this process. The codec and the last scene stay loaded for the next one."""
-    global _image
-    if _image is None or _image[0] != task.pixels:
-        _image = None  # before the next one is read: two scenes need not fit
-        _image = task.pixels, Image(task.scene, tuple(np.load(path) for path in task.pixels), task.peak)
-    image = _image[1]
-    codec = _codecs.get(task.codec) or _codecs.setdefault(task.codec, task.codec.open())
-
+def encode(task: Task) -> tuple[bytes, float, float]:
+    """Payload, seconds, peak of memory in MB."""
+    if _Loaded.image is None or _Loaded.image[0] != task.pixels:
+        _Loaded.image = None  # before the next one is read: two scenes need not fit
+        grids = tuple(np.load(path) for path in task.pixels)
+        _Loaded.image = task.pixels, Image(task.scene, grids, task.peak)
+    image, codec = _Loaded.image[1], _open(task.codec, "encode")
     memory.restart_peak()
     start = perf_counter()
     payload = codec.encode(image, task.setting)
-    encode_s, peak_rss_mb = perf_counter() - start, memory.peak_mb()
+    return payload, perf_counter() - start, memory.peak_mb()
 
+
+def decode(task: Task, payload: bytes) -> tuple[float, float]:
+    """Seconds, peak of memory in MB; the pixels go to `task.decoded`."""
+    codec = _open(task.codec, "decode")
     memory.restart_peak()
     start = perf_counter()
     decoded = codec.decode(payload)
-    decode_s, decode_peak_rss_mb = perf_counter() - start, memory.peak_mb()
-
+    outcome = perf_counter() - start, memory.peak_mb()
     for path, pixels in zip(task.decoded, decoded, strict=True):
         np.save(path, pixels)
-    return Outcome(len(payload), encode_s, decode_s, peak_rss_mb, decode_peak_rss_mb)
+    return outcome
+
+
+def _open(spec: CodecSpec, half: Half) -> Codec:
+    if _Loaded.codec is None or _Loaded.codec[0] != spec:
+        _Loaded.codec = spec, spec.open()
+    codec = _Loaded.codec[1]
+    codec.load(half)
+    return codec
 
 
 class Here:
-    """Runs tasks in this process: quicker to start, but memory figures are then those of everything that is loaded."""
+    """Works in this process: quicker to start, but memory figures are then those of everything that is loaded."""
 
     def run(self, task: Task) -> Outcome:
-        return run(task)
+        payload, encode_s, peak_rss_mb = encode(task)
+        decode_s, decode_peak_rss_mb = decode(task, payload)
+        return Outcome(len(payload), encode_s, decode_s, peak_rss_mb, decode_peak_rss_mb)
 
     def close(self) -> None:
-        _codecs.clear()
+        _Loaded.codec = _Loaded.image = None
 
 
 class Apart:
-    """Runs tasks in a fresh process per codec, one at a time."""
+    """Works in two fresh processes per codec, one that encodes and one that decodes; never both at once."""
 
     def __init__(self, threads: int = 1) -> None:
         self._threads = threads
         self._codec: CodecSpec | None = None
-        self._pool: ProcessPoolExecutor | None = None
+        self._pools: dict[Half, ProcessPoolExecutor] = {}
 
     def run(self, task: Task) -> Outcome:
         """Raises `DownlinkError` when the codec takes its process down, and whatever the codec raises."""
-        if self._pool is None or task.codec != self._codec:
+        if task.codec != self._codec:
             self.close()
             self._codec = task.codec
-            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_leave_interrupts)
         try:
-            with _threads(self._threads):  # a spawned process reads its environment when it starts, at the first task
-                return self._pool.submit(run, task).result()
+            payload, encode_s, peak_rss_mb = self._pool("encode").submit(encode, task).result()
+            decode_s, decode_peak_rss_mb = self._pool("decode").submit(decode, task, payload).result()
         except BrokenProcessPool:
             self.close()
             raise DownlinkError(
                 f"{task.codec.label} at {task.setting:g} took its process down: out of memory, or a bug in its library"
             ) from None
+        return Outcome(len(payload), encode_s, decode_s, peak_rss_mb, decode_peak_rss_mb)
+
+    def _pool(self, half: Half) -> ProcessPoolExecutor:
+        if half not in self._pools:
+            pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_leave_interrupts)
+            with _threads(self._threads):  # a spawned process takes its environment when it starts: now
+                pool.submit(_leave_interrupts).result()
+            self._pools[half] = pool
+        return self._pools[half]
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-        self._pool = None
+        for pool in self._pools.values():
+            pool.shutdown(wait=True, cancel_futures=True)
+        self._pools.clear()
+        self._codec = None
 
 
 Runner = Here | Apart

@@ -41,6 +41,19 @@ class CodecSpec:
         return LatentDownlink(self.model or "", self.threads)
 
 
+@dataclass(frozen=True)
+class Contestant:
+    """A codec to be measured. Classical codecs bring their own settings."""
+
+    spec: CodecSpec
+    unit: str
+    settings: tuple[float, ...] = ()
+
+    def at(self, peak: float) -> tuple[float, ...]:
+        """The settings it is measured at on a scene of this peak."""
+        return self.settings if self.spec.classical is None else sweep(self.spec.classical, peak)
+
+
 def sweep(name: str, peak: float) -> tuple[float, ...]:
     """Settings of a classical codec that spread its curve over 36 to 54 dB, lowest rate first."""
     return _classical(name).sweep(peak)

@@ -1,12 +1,13 @@
 """This project's codec as the nodes run it: scene -> `.dl` file -> scene, through both nodes' own code.
 
 The bytes counted are the file's, with manifest, masks and checksums. The setting is the quality Q of
-`encoder-node encode --quality`. Both halves are loaded once, before anything is timed.
+`encoder-node encode --quality`. Each half is loaded once, before anything is timed.
 """
 
 from __future__ import annotations
 
 import io
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -19,9 +20,7 @@ from downlink.tile import Window
 from encoder_node.encoder import PlaneEncoder
 from encoder_node.pipeline import encode_scene
 from encoder_node.target import Target
-from evaluation.codecs.base import Image, Pixels
-
-QUALITIES = (30.0, 38.0, 46.0, 54.0, 60.0)
+from evaluation.codecs.base import Half, Image, Pixels
 
 
 class LatentDownlink:
@@ -32,7 +31,18 @@ class LatentDownlink:
     def __init__(self, model: str, threads: int = 1) -> None:
         found = bundle.find(model)
         self.name = found.name
-        self._encoder, self._decoder = PlaneEncoder(found, threads), PlaneDecoder(found, threads)
+        self._bundle, self._threads = found, threads
+
+    @cached_property
+    def _encoder(self) -> PlaneEncoder:
+        return PlaneEncoder(self._bundle, self._threads)
+
+    @cached_property
+    def _decoder(self) -> PlaneDecoder:
+        return PlaneDecoder(self._bundle, self._threads)
+
+    def load(self, half: Half) -> None:
+        _ = self._encoder if half == "encode" else self._decoder
 
     def encode(self, image: Image, setting: float) -> bytes:
         file = io.BytesIO()
