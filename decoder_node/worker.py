@@ -127,7 +127,7 @@ def archive_scene(archive: Path, scene_id: str, model_folders: Sequence[Path], r
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class Outcome:
     """What became of a task in its process. Exactly one is set."""
 
     result: dict[str, Any] | None = None
@@ -135,17 +135,20 @@ class _Outcome:
     failure: str | None = None
 
 
-def _task(archive: Path, scene_id: str, model_folders: Sequence[Path], received_at: float) -> _Outcome:
+def _task(archive: Path, scene_id: str, model_folders: Sequence[Path], received_at: float) -> Outcome:
     """`archive_scene` with its errors as values: an exception may not survive the way back to the parent."""
     try:
-        return _Outcome(result=archive_scene(archive, scene_id, model_folders, received_at))
+        return Outcome(result=archive_scene(archive, scene_id, model_folders, received_at))
     except (BundleError, MissingExtra) as error:
-        return _Outcome(waits=str(error))
+        return Outcome(waits=str(error))
     except DownlinkError as error:
-        return _Outcome(failure=f"{error.code}: {error}")
+        return Outcome(failure=f"{error.code}: {error}")
     except Exception as error:
         log.exception("decoding failed", extra={"scene": scene_id})
-        return _Outcome(failure=f"{type(error).__name__}: {error}")
+        return Outcome(failure=f"{type(error).__name__}: {error}")
+
+
+Task = Callable[[Path, str, Sequence[Path], float], Outcome]
 
 
 def _begin_process() -> None:
@@ -168,13 +171,20 @@ class Workers:
     """`count` processes that decode what the ledger has durable. Runs in an event loop."""
 
     def __init__(
-        self, archive: Path, ledger: Ledger, disk: ThreadPoolExecutor, model_folders: Sequence[Path], count: int
+        self,
+        archive: Path,
+        ledger: Ledger,
+        disk: ThreadPoolExecutor,
+        model_folders: Sequence[Path],
+        count: int,
+        task: Task = _task,
     ) -> None:
         self._archive = archive
         self._ledger = ledger
         self._thread = disk  # the one thread that the ledger belongs to
         self._model_folders = [folder.resolve() for folder in model_folders]
         self._count = count
+        self._task = task
         self._taken: set[str] = set()  # being decoded, or waiting for the next start
         self._news = asyncio.Event()
         self._stopping = False
@@ -190,12 +200,12 @@ class Workers:
         """A scene has become durable."""
         self._news.set()
 
-    async def stop(self) -> None:
+    async def stop(self, within_s: float = STOP_S) -> None:
         """Let decodings that end soon end; stop the others, which are not to blame."""
         self._stopping = True
         self.wake()
         if self._loops:
-            _, late = await asyncio.wait(self._loops, timeout=STOP_S)
+            _, late = await asyncio.wait(self._loops, timeout=within_s)
             for loop in late:
                 loop.cancel()
             await asyncio.gather(*self._loops, return_exceptions=True)
@@ -233,10 +243,10 @@ class Workers:
         await self._disk(lambda: self._ledger.decoding(scene_id, True))
         alive = True
         try:
-            job = pool.submit(_task, self._archive, scene_id, self._model_folders, received_at)
+            job = pool.submit(self._task, self._archive, scene_id, self._model_folders, received_at)
             outcome = await asyncio.wrap_future(job)
         except BrokenProcessPool:
-            outcome, alive = _Outcome(failure="the worker process died"), False
+            outcome, alive = Outcome(failure="the worker process died"), False
         except asyncio.CancelledError:
             await self._disk(lambda: self._ledger.decoding(scene_id, False))
             raise

@@ -1,0 +1,133 @@
+"""Decoding tasks: each scene once, failures counted, crashes blamed on the right scene."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from decoder_node.ledger import FAILURES_MAX, Ledger
+from decoder_node.worker import Outcome, Workers, archive_scene
+from downlink.errors import BundleError
+from downlink.manifest import Manifest
+from tests.streams import Stream, stream
+
+
+def task(archive: Path, scene_id: str, model_folders: Sequence[Path], received_at: float) -> Outcome:
+    """Does to a scene what the file `<archive>/<scene id>` says."""
+    with (archive / "tried").open("a") as tried:
+        tried.write(f"{scene_id}\n")
+    match (archive / scene_id).read_text():
+        case "decode":
+            return Outcome(result={"assets": ["a.tif"], "decode_s": 0.0})
+        case "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "fail":
+            return Outcome(failure="ValueError: no")
+        case "wait":
+            return Outcome(waits="no model")
+        case "sleep":
+            time.sleep(60)
+    raise AssertionError
+
+
+def durable(ledger: Ledger, archive: Path, made: Stream, fate: str) -> str:
+    ledger.begin(made.id, Manifest.unpack(made.packed), made.packed, 0, len(made.file))
+    ledger.durable(made.id)
+    (archive / made.id).write_text(fate)
+    return made.id
+
+
+def run(archive: Path, fates: Sequence[str], until: dict[str, int], count: int = 1) -> dict[str, str]:
+    """Let workers loose on scenes with these fates until so many scenes have these states; each one's state."""
+    ledger = Ledger(archive, create=True)
+    for number, fate in enumerate(fates):
+        durable(ledger, archive, stream(number), fate)
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as disk:
+            workers = Workers(archive, ledger, disk, [], count, task=task)
+            await workers.start()
+            for _ in range(1500):
+                states = [
+                    entry.state for entry in await asyncio.get_running_loop().run_in_executor(disk, ledger.entries)
+                ]
+                if all(states.count(state) >= number for state, number in until.items()):
+                    break
+                await asyncio.sleep(0.02)
+            else:
+                raise AssertionError(states)
+            await workers.stop()
+
+    asyncio.run(main())
+    entries = {entry.scene_id: entry.state for entry in ledger.entries()}
+    found = {f"{fate} {number}": entries[stream(number).id] for number, fate in enumerate(fates)}
+    ledger.close()
+    return found
+
+
+def tries(archive: Path, number: int) -> int:
+    return (archive / "tried").read_text().split().count(stream(number).id)
+
+
+def test_scenes_are_decoded_once(tmp_path: Path) -> None:
+    assert set(run(tmp_path, ["decode"] * 4, {"decoded": 4}, count=2).values()) == {"decoded"}
+    assert [tries(tmp_path, number) for number in range(4)] == [1] * 4
+
+
+def test_a_scene_that_kills_its_worker_is_quarantined_and_the_others_are_not(tmp_path: Path) -> None:
+    states = run(tmp_path, ["crash", "decode", "decode"], {"quarantined": 1, "decoded": 2}, count=2)
+    assert states == {"crash 0": "quarantined", "decode 1": "decoded", "decode 2": "decoded"}
+    assert tries(tmp_path, 0) == FAILURES_MAX
+    assert tries(tmp_path, 1) == 1
+
+
+def test_a_scene_that_fails_is_quarantined_with_the_reason(tmp_path: Path) -> None:
+    run(tmp_path, ["fail", "decode"], {"quarantined": 1, "decoded": 1})
+    ledger = Ledger(tmp_path, read_only=True)
+    reasons = [entry.reason for entry in ledger.entries() if entry.state == "quarantined"]
+    ledger.close()
+    assert reasons == ["ValueError: no"]
+    assert tries(tmp_path, 0) == FAILURES_MAX
+
+
+def test_a_scene_without_its_model_waits_for_the_next_start(tmp_path: Path) -> None:
+    run(tmp_path, ["wait", "decode"], {"decoded": 1})
+    assert tries(tmp_path, 0) == 1
+    run(tmp_path, ["decode"], {"decoded": 2})  # the model is there now
+    assert tries(tmp_path, 0) == 2
+
+
+def test_a_stop_in_the_middle_is_nobodys_fault(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, create=True)
+    scene_id = durable(ledger, tmp_path, stream(), "sleep")
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as disk:
+            workers = Workers(tmp_path, ledger, disk, [], 1, task=task)
+            await workers.start()
+            while not (tmp_path / "tried").exists():
+                await asyncio.sleep(0.02)
+            await workers.stop(0.1)
+
+    began = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - began < 10
+    assert ledger.recover() == []
+    entry = ledger.find(scene_id)
+    assert entry is not None
+    assert (entry.state, entry.failures, ledger.undecoded()) == ("durable", 0, scene_id)
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    made = stream()
+    (tmp_path / "streams").mkdir()
+    made.write(tmp_path / "streams" / f"{made.id}.dl")
+    with pytest.raises(BundleError, match=bytes(range(32)).hex()):
+        archive_scene(tmp_path, made.id, [], 0.0)
