@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-from downlink.errors import DownlinkError
+from downlink.errors import BundleError, DownlinkError
 from downlink.quality import Quality, default_peak, valid_pixels
 from downlink.scene import Scene
 from evaluation import scenes
@@ -58,7 +58,7 @@ Done = Callable[[str, str, float], None]
 def evaluate(
     entries: Sequence[Entry], contestants: Sequence[Contestant], peak: float | None, runner: Runner, done: Done
 ) -> Report:
-    """Measure all contestants on all scenes. A scene that cannot be read raises `SceneError`."""
+    """Measure all contestants on all scenes. Raises `BundleError` for a model that cannot be loaded."""
     report = Report()
     with tempfile.TemporaryDirectory(prefix="downlink-evaluate-") as folder:
         # Codecs outside, scenes inside: one process per codec, and one scene in memory.
@@ -69,6 +69,8 @@ def evaluate(
                 try:
                     # list(): a codec that fails half-way through its settings has no curve on this scene
                     report.rows += list(_measure(entry, contestant, peak, runner, place, done))
+                except BundleError:
+                    raise  # it will fail on every scene: say so at once
                 except DownlinkError as error:
                     report.failures.append({"scene": entry.label, "codec": contestant.spec.label, "error": str(error)})
                 for file in place.iterdir():

@@ -12,6 +12,7 @@ from rich.table import Table
 from evaluation.summary import LEVELS_DB, Row
 
 _PIPED_WIDTH = 200
+_FAILURES_SHOWN = 5
 
 
 def console(file: TextIO | None = None, stderr: bool = False) -> Console:
@@ -27,9 +28,13 @@ def show(out: Console, document: dict[str, Any], units: dict[str, str]) -> None:
         _print(out, _summary(out, summary))
         for note in _notes(rows, summary):
             out.print(note, style="dim", markup=False, soft_wrap=True)
-    for failure in document["failures"]:
+    failures = document["failures"]
+    for failure in failures[:_FAILURES_SHOWN]:
         text = f"Not measured: {failure['codec']} on {failure['scene']}: {failure['error']}"
         out.print(text, style="bold red", markup=False, soft_wrap=True)
+    if len(failures) > _FAILURES_SHOWN:
+        more = f"… and {len(failures) - _FAILURES_SHOWN} more: see failures in the JSON."
+        out.print(more, style="bold red", markup=False, soft_wrap=True)
 
 
 def _print(out: Console, table: Table) -> None:
