@@ -1,11 +1,12 @@
 """Every classical codec against a decoder that is not ours, and against the bounds that it promises.
 
-GDAL's JPEG 2000 driver is OpenJPEG as well, but another build behind another interface: it reads the codestreams as files
-and knows nothing of imagecodecs. That the bytes counted are all that it needs is the point.
+GDAL's JPEG 2000 driver is OpenJPEG as well, but another build behind another interface: it reads the codestreams as
+files and knows nothing of imagecodecs. That the bytes counted are all that it needs is the point.
 """
 
 from __future__ import annotations
 
+import itertools
 import struct
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def test_sweep_goes_from_few_bits_to_many_and_spans_the_summarys_levels(name: st
         sizes.append(len(payload))
         psnrs.append(quality(of, codec.decode(payload)).psnr_db)
     # JPEG XL chooses its tools by the setting, so a finer one may take a little less
-    assert all(coarser < 1.15 * finer for coarser, finer in zip(sizes, sizes[1:], strict=False))
+    assert all(coarser < 1.15 * finer for coarser, finer in itertools.pairwise(sizes))
     assert psnrs[0] < 40
     assert psnrs[-1] > 50
 

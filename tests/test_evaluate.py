@@ -1,4 +1,4 @@
-"""`downlink evaluate` as a user runs it, on files; every figure it states is taken again here from the codec's own bytes."""
+"""`downlink evaluate` as a user runs it, on files; its figures are taken again here from the codecs' own bytes."""
 
 from __future__ import annotations
 

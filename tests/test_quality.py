@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_the_cut_into_pieces_changes_nothing(cuts: list[int], seed: int) -> None
     whole.add(0, original, decoded)
     pieces = Quality([3], 10_000, [0])
     edges = sorted({0, 120, *cuts})
-    for top, bottom in zip(edges, edges[1:], strict=False):
+    for top, bottom in itertools.pairwise(edges):
         pieces.add(0, original[:, top:bottom], decoded[:, top:bottom])
     assert pieces.mse == whole.mse  # sums of integers: equal, not close
     assert pieces.rmse_per_band == whole.rmse_per_band
