@@ -36,6 +36,9 @@ class PlaneSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """Hyper-latents lie within -hyper_limit..hyper_limit."""
     hyper_index: tuple[tuple[Annotated[int, Meta(ge=1, le=255)], ...], ...]
     """Scale index of each hyper-latent channel, per level of its plane: (level, channel)."""
+    bit_price: Annotated[float, Meta(ge=0, le=10)]
+    """Squared error, in steps squared, that a saved bit is worth when the encoder refines symbols (0 = plain
+    rounding)."""
     distortion: tuple[tuple[float, float], ...]
     """Rising pairs (bits per sample, pixel error / latent rounding error): what a PSNR target is steered by, measured
     at export."""

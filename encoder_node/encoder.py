@@ -18,6 +18,7 @@ from downlink.bundle import Bundle
 from downlink.latent import Symbols
 from downlink.spec import plane_spec
 from downlink.table import Tables
+from encoder_node.refine import refine
 
 PLANES_AT_ONCE = 16
 """Planes of a tile that pass the network together: bounds memory for hundreds of bands at no loss of speed."""
@@ -54,21 +55,18 @@ class PlaneEncoder:
 
     def analyse(self, planes: NDArray[np.float32], levels: NDArray[np.uint8]) -> TileSymbols:
         """Planes (planes, h + 2 halo, w + 2 halo) in steps, h and w multiples of 32 -> symbols of the tile."""
-        latents, hypers = [], []
-        error = 0.0
+        parts, hypers = [], []
         for first in range(0, len(planes), PLANES_AT_ONCE):
             part = np.s_[first : first + PLANES_AT_ONCE]
             inputs = {"pixels": planes[part, None], "level": levels[part].astype(np.float32).reshape(-1, 1, 1, 1)}
             latent, hyper = self._analysis.run(["latent", "hyper"], inputs)
-            np.clip(latent, -SYMBOL_LIMIT, SYMBOL_LIMIT, out=latent)
-            rounded = np.rint(latent)
-            latent -= rounded
-            error += float(np.dot(latent.ravel(), latent.ravel()))
-            latents.append(rounded.astype(np.int32))
+            parts.append(np.clip(latent, -SYMBOL_LIMIT, SYMBOL_LIMIT))
             hypers.append(np.rint(hyper).astype(np.int32))
-        symbols = np.concatenate(latents)
-        samples = symbols[:, 0].size * self.spec.patch**2
-        return TileSymbols(symbols, np.concatenate(hypers), error / samples)
+        latents, hyper = np.concatenate(parts), np.concatenate(hypers)
+        symbols = refine(latents, hyper, levels, self.prior, self.spec.bit_price)
+        latents -= symbols
+        samples = latents[:, 0].size * self.spec.patch**2
+        return TileSymbols(symbols, hyper, float(np.dot(latents.ravel(), latents.ravel())) / samples)
 
     def prior(
         self,

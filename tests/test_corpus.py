@@ -14,9 +14,11 @@ import pytest
 
 rasterio = pytest.importorskip("rasterio", reason="pip install 'latent-downlink[ground]'")
 
+from decoder_node.decoder import PlaneDecoder, decode_rows  # noqa: E402
 from decoder_node.worker import decode_stream  # noqa: E402
 from downlink.bundle import find  # noqa: E402
 from downlink.errors import SceneError  # noqa: E402
+from downlink.tile import Window  # noqa: E402
 from encoder_node.encoder import PlaneEncoder  # noqa: E402
 from encoder_node.pipeline import encode_scene  # noqa: E402
 from encoder_node.source import open_source  # noqa: E402
@@ -58,7 +60,10 @@ def test_a_real_raster_comes_back_as_the_file_it_was(path: Path, encoder: PlaneE
             return
         original = dataset.read()
         facts = (dataset.crs, dataset.transform, dataset.nodata, dataset.dtypes, dataset.descriptions)
-    with encode_scene(open_source(path), encoder, Target(quality=52)) as encoded, (tmp_path / "s.dl").open("wb") as file:
+    with (
+        encode_scene(open_source(path), encoder, Target(quality=52)) as encoded,
+        (tmp_path / "s.dl").open("wb") as file,
+    ):
         encoded.write(file)
     decoded = decode_stream(tmp_path / "s.dl", tmp_path / "s.tif", ())
     assert len(decoded.paths) == 1
@@ -74,3 +79,18 @@ def test_a_real_raster_comes_back_as_the_file_it_was(path: Path, encoder: PlaneE
     step = (255 if original.dtype == np.uint8 else 10000) * 2 ** (-52 / 8)
     error = back.astype(np.float64) - original
     assert np.sqrt((error**2).mean()) < 0.6 * step
+
+
+@pytest.mark.skipif(not FILES, reason="the corpus is not beside this checkout")
+@pytest.mark.parametrize("psnr", [42.0, 50.0])
+@pytest.mark.parametrize("file", ["sentinel2/sen1floods11__Spain_7370579.tif", "sentinel2/demmin__fields.tif"])
+def test_a_psnr_asked_for_is_met_within_a_decibel(file: str, psnr: float, encoder: PlaneEncoder):
+    source = open_source(CORPUS / file)
+    grid = source.scene.grids[0]
+    original = source.read(0, Window(0, 0, grid.height, grid.width)).astype(np.float64)
+    with encode_scene(source, encoder, Target(psnr_db=psnr)) as encoded:
+        rows = decode_rows(encoded.manifest, encoded.chunk, PlaneDecoder(encoder.bundle))
+        back = np.concatenate([row.pixels for row in rows], axis=1)
+    valid = original != grid.nodata
+    reached = 10 * np.log10(1e8 / ((back - original)[valid] ** 2).mean())
+    assert reached == pytest.approx(psnr, abs=1.0)

@@ -16,6 +16,7 @@ from encoder_node.pipeline import encode_scene
 from encoder_node.source_array import ArraySource
 from encoder_node.spool import EncodedScene
 from encoder_node.target import Target, step_of_quality
+from tests import scenes
 
 
 @pytest.fixture(scope="module")
@@ -161,11 +162,12 @@ def test_a_rate_is_met_within_five_percent(encoder, bits: float):
 
 
 @pytest.mark.parametrize("psnr", [42.0, 52.0])
-def test_a_psnr_is_met_within_a_decibel(encoder, decoder, psnr: float):
-    pixels = picture(4, 512, 512, seed=8)
+def test_a_psnr_is_met_even_on_a_scene_unlike_any_picture(encoder, decoder, psnr: float):
+    """Within a decibel on real scenes (tests/test_corpus.py); here within three."""
+    pixels = scenes.pixels(8, 4, 512, 512, nodata=None)
     with encode_scene(source(pixels), encoder, Target(psnr_db=psnr)) as encoded:
         error = ((decoded(encoded, decoder).astype(np.float64) - pixels) ** 2).mean()
-    assert 10 * np.log10(1e8 / error) == pytest.approx(psnr, abs=1.0)
+    assert 10 * np.log10(1e8 / error) == pytest.approx(psnr, abs=3.0)
 
 
 def test_the_file_form_holds_the_very_same_stream(encoder):

@@ -167,7 +167,7 @@ def test_the_warm_start_is_already_a_transform_codec():
     levels = [context.level_of(float(v) ** 0.5, 4.0) for v in variances]
     batch = Batch(torch.from_numpy(planes[None, :, :80, :80] / 4.0), torch.tensor([levels], dtype=torch.float32))
     with torch.no_grad():
-        outcome = measure(codec.eval(), batch, amp=False)
+        outcome = measure(codec.eval(), batch, False, 8.66)
     assert float(outcome.error[0]) == pytest.approx(1 / 12, rel=0.1)
 
 

@@ -58,6 +58,8 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prior_widths: tuple[int, ...] = (32, 48, 64)
     prior_features: int = 32
     decoder_width: int = 64
+    refinement: float = 0.8
+    """Worth of a saved bit when symbols are refined (1 = as in the loss; less leaves more to the decoder)."""
     decoder_blocks: int = 3
 
 

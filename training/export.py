@@ -29,7 +29,7 @@ from training.config import ConfigError, Run
 from training.corpus import Batch, Picture
 from training.integer import freeze
 from training.model import HALO, HYPER, HYPER_LIMIT, PATCH, Analysis, HyperAnalysis, PlaneCodec
-from training.objective import measure
+from training.objective import measure, refine
 from training.rate import SCALE_UNIT
 from training.train import validation_batches
 
@@ -130,15 +130,19 @@ def graphs(codec: PlaneCodec) -> dict[str, bytes]:
     return {"encoder.onnx": encoder, "prior.onnx": prior, "decoder.onnx": decoder}
 
 
-def distortion_table(codec: PlaneCodec, batches: list[Batch]) -> tuple[tuple[float, float], ...]:
+def distortion_table(codec: PlaneCodec, batches: list[Batch], trade: float) -> tuple[tuple[float, float], ...]:
     """(bits per sample, pixel error / latent rounding error), averaged over crops in bins of rate: what PSNR targets
     are steered by."""
     rows = []
     with torch.no_grad():
         for batch in batches:
-            outcome = measure(codec, batch, amp=False)
+            planes = batch.pixels.shape[1]
+            outcome = measure(codec, batch, False, trade)
             latent = codec.analysis(batch.pixels.reshape(-1, 1, *batch.pixels.shape[2:]))
-            rounding = float(((latent - latent.round()) ** 2).mean())
+            level = batch.levels.reshape(-1)
+            hyper = codec.hyper(latent, level).round()
+            symbols = refine(codec, latent, hyper, planes, level.view(-1, 1, 1, 1), trade)
+            rounding = float(((latent - symbols) ** 2).mean())
             if rounding > 1e-9:
                 rows.append((float(outcome.rate.mean()), float(outcome.error.mean()) / rounding))
     rows.sort()
@@ -147,7 +151,7 @@ def distortion_table(codec: PlaneCodec, batches: list[Batch]) -> tuple[tuple[flo
     return tuple(sorted(dict(means).items()))
 
 
-def spec_of(codec: PlaneCodec, distortion: tuple[tuple[float, float], ...]) -> PlaneSpec:
+def spec_of(codec: PlaneCodec, trade: float, distortion: tuple[tuple[float, float], ...]) -> PlaneSpec:
     """The bundle's parameters."""
     config = codec.config
     levels = torch.arange(LEVEL_LIMIT + 1, dtype=torch.float32)
@@ -163,6 +167,7 @@ def spec_of(codec: PlaneCodec, distortion: tuple[tuple[float, float], ...]) -> P
         decoder_halo=config.decoder_blocks,
         hyper_limit=HYPER_LIMIT,
         hyper_index=tuple(tuple(row) for row in table),
+        bit_price=round(config.refinement / trade, 6),
         distortion=distortion,
     )
 
@@ -183,7 +188,7 @@ def export(best: Path, out: Path, name: str, version: str, held: list[Picture], 
     checks: Checks = {"largest_partial_sum_share": check_exact(codec)}
     files = graphs(codec)
     checks |= compare(codec, files, batches)
-    spec = spec_of(codec, distortion_table(codec, batches))
+    spec = spec_of(codec, run.trade, distortion_table(codec, batches, run.trade))
     prior = session_prior(files["prior.onnx"])
     seed, planes, size = SELF_TEST
     files["selftest.json"] = msgspec.json.encode(SelfTest(seed, planes, size, answer(spec, prior, seed, planes, size)))

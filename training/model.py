@@ -238,8 +238,3 @@ class PlaneCodec(nn.Module):
             energies.append(torch.maximum(energies[-1] - ENERGY_DECAY, stacked[:, p - 1].abs()))
         energy = torch.stack(energies, dim=1)
         return own, before.reshape_as(own), energy.reshape_as(own)
-
-
-def quantise(latents: Tensor) -> Tensor:
-    """Round with straight-through gradient."""
-    return straight_round(latents)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from training.corpus import Batch
-from training.model import HALO, MEAN_UNIT, PlaneCodec, quantise
+from training.integer import straight_round
+from training.model import HALO, MEAN_UNIT, PlaneCodec
 from training.rate import bits
 
 RATE_FLOOR = 0.06
@@ -36,9 +37,29 @@ class Outcome:
         return (cost / (self.rate.detach() + RATE_FLOOR)).mean()
 
 
-def measure(codec: PlaneCodec, batch: Batch, amp: bool) -> Outcome:
-    """Run a batch through the codec. In training mode rates are of noisy values (differentiable), else of the real
-    symbols."""
+DEAD_ZONE = 0.65
+"""Magnitude below which a latent counts as zero when contexts for refinement are first guessed."""
+
+
+def refine(codec: PlaneCodec, latents: Tensor, hyper: Tensor, planes: int, level: Tensor, trade: float) -> Tensor:
+    """Rate-distortion optimised quantisation, as encoder_node/refine.py does it: a symbol moves one step towards zero
+    where the bits saved are worth more than the error added. Returns symbols, without gradient."""
+    with torch.no_grad():
+        nearest = latents.round()
+        guess = torch.where(latents.abs() < DEAD_ZONE, torch.zeros_like(latents), nearest)
+        index, mean = codec.prior(hyper, *codec.contexts(guess, planes), level)
+        lower = nearest - torch.sign(nearest)
+        spent = bits(nearest - mean / MEAN_UNIT, index) - bits(lower - mean / MEAN_UNIT, index)
+        added = (latents - lower) ** 2 - (latents - nearest) ** 2
+        return torch.where(codec.config.refinement * spent > trade * added, lower, nearest)
+
+
+def measure(codec: PlaneCodec, batch: Batch, amp: bool, trade: float) -> Outcome:
+    """Run a batch through the codec.
+
+    Rates are of the real symbols. In training the encoder's gradient comes from the rate of noisy latents instead
+    (Ballé et al. 2017), since rounding has none; the prior's from the real symbols, which it must be right about.
+    """
     crops, planes = batch.pixels.shape[:2]
     pixels = batch.pixels.reshape(crops * planes, 1, *batch.pixels.shape[2:]).contiguous(
         memory_format=torch.channels_last
@@ -49,17 +70,17 @@ def measure(codec: PlaneCodec, batch: Batch, amp: bool) -> Outcome:
     with torch.autocast(device, dtype=torch.bfloat16, enabled=amp):
         latents = codec.analysis(pixels)
         hyper = codec.hyper(latents, level)
-    symbols, hyper_symbols = quantise(latents), quantise(hyper)
-    known = symbols.detach()
-    own, before, energy = codec.contexts(known, planes)
-    index, mean = codec.prior(hyper_symbols, own, before, energy, wide)
-    noisy, noisy_hyper = symbols, hyper_symbols
+    hyper_symbols = straight_round(hyper)
+    known = refine(codec, latents, hyper_symbols, planes, wide, trade)
+    symbols = latents + (known - latents).detach()
+    index, mean = codec.prior(hyper_symbols, *codec.contexts(known, planes), wide)
+    hyper_index = codec.hyper_index(level)[:, :, None, None]
+    latent_bits, hyper_bits = bits(known - mean / MEAN_UNIT, index), bits(hyper_symbols, hyper_index)
     if codec.training:
         noisy = latents + torch.rand_like(latents) - 0.5
-        noisy_hyper = hyper + torch.rand_like(hyper) - 0.5
-    hyper_index = codec.hyper_index(level)[:, :, None, None]
-    latent_bits = bits(noisy - mean / MEAN_UNIT, index)
-    hyper_bits = bits(noisy_hyper, hyper_index)
+        relaxed = bits(noisy - mean.detach() / MEAN_UNIT, index.detach())
+        latent_bits = latent_bits + (relaxed - relaxed.detach())
+        hyper_bits = bits(hyper + torch.rand_like(hyper) - 0.5, hyper_index)
     stacked = symbols.view(crops, planes, *symbols.shape[1:])
     previous = torch.cat([torch.zeros_like(stacked[:, :1]), stacked[:, :-1]], dim=1).reshape_as(symbols)
     with torch.autocast(device, dtype=torch.bfloat16, enabled=amp):

@@ -77,7 +77,7 @@ def validate(codec: PlaneCodec, batches: list[tuple[float, float, Batch]], trade
     score = []
     with torch.no_grad():
         for quality, _step, batch in batches:
-            outcome = measure(codec, Batch(batch.pixels.to(device), batch.levels.to(device)), amp)
+            outcome = measure(codec, Batch(batch.pixels.to(device), batch.levels.to(device)), amp, trade)
             rate, error = float(outcome.rate[0]), float(outcome.error[0])
             rates.setdefault(quality, []).append(rate)
             errors.setdefault(quality, []).append(error)
@@ -232,7 +232,7 @@ def train(
         batch = prefetch.next()
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(run, state) * group["factor"]
-        outcome = measure(codec, Batch(batch.pixels.to(device), batch.levels.to(device)), amp)
+        outcome = measure(codec, Batch(batch.pixels.to(device), batch.levels.to(device)), amp, run.trade)
         loss = outcome.loss(run.trade)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
