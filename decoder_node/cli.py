@@ -42,6 +42,14 @@ class _Commands(click.Group):
             raise click.ClickException(f"{where}{error.strerror or error}") from error
 
 
+def _address(ctx: click.Context, _: click.Parameter, value: str) -> str:
+    """HOST:PORT, as gRPC wants it."""
+    host, _colon, port = value.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise click.BadParameter(f"{value!r} is not HOST:PORT, for example 127.0.0.1:50551", ctx)
+    return value
+
+
 def _configure(ctx: click.Context, _: click.Parameter, value: Path | None) -> Path | None:
     """Options that the file gives become the defaults of every command that has them."""
     if value is not None:
@@ -83,7 +91,12 @@ _models = click.option(
 @main.command()
 @_archive
 @click.option(
-    "--listen", default=DEFAULT_LISTEN, show_default=True, metavar="HOST:PORT", help="Port 0 takes a free one."
+    "--listen",
+    default=DEFAULT_LISTEN,
+    show_default=True,
+    metavar="HOST:PORT",
+    callback=_address,
+    help="Port 0 takes a free one.",
 )
 @click.option(
     "--workers", type=click.IntRange(0, 256), default=1, show_default=True, metavar="N",

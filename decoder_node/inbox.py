@@ -93,8 +93,7 @@ class Inbox:
             by_scene.setdefault(arrival.incoming.scene_id, []).append(arrival)
         written = []
         for scene_id, group in by_scene.items():
-            entry = self._ledger.find(scene_id)
-            if entry is None or entry.durable_at is not None:
+            if self._ledger.settled(scene_id):
                 continue  # another stream was faster: all of it is on disk already
             with self.part_path(scene_id).open("r+b") as file:
                 start = len(header(group[0].incoming.packed))
@@ -119,8 +118,7 @@ class Inbox:
     def seal(self, incoming: Incoming, fault: StreamError | None) -> SceneState | None:
         """Make a verified scene durable, or deal with a fault that `verify` has found: the answer to `Finish`."""
         scene_id = incoming.scene_id
-        entry = self._ledger.find(scene_id)
-        if entry is not None and entry.durable_at is not None:
+        if self._ledger.settled(scene_id):
             return SceneState(scene_id, State.DURABLE)
         if fault is not None:
             return self._faulty(incoming, fault)
@@ -193,8 +191,7 @@ class Inbox:
                     _write_header(self.part_path(incoming.scene_id), incoming.packed)
                     return
                 incoming.learn(index, content)
-        for item in ranges:
-            incoming.commit(range(item.first, item.end))
+        incoming.restore(ranges)
 
     def _faulty(self, incoming: Incoming, fault: StreamError) -> SceneState | None:
         """Find the chunks that the disk has not kept and want them again; if none is to blame, the manifest is."""

@@ -52,11 +52,11 @@ CREATE TABLE scenes (
   interruptions INTEGER NOT NULL DEFAULT 0,
   decoding      INTEGER NOT NULL DEFAULT 0,
   result        TEXT
-) STRICT;
+);
 CREATE TABLE committed (
   scene_id TEXT NOT NULL REFERENCES scenes, first INTEGER NOT NULL, count INTEGER NOT NULL,
   PRIMARY KEY (scene_id, first, count)
-) STRICT, WITHOUT ROWID;
+) WITHOUT ROWID;
 """
 
 
@@ -183,6 +183,13 @@ class Ledger:
             self._db.execute(f"{query} AND state = 'receiving'", (time.time(), scene_id))
             self._db.execute("DELETE FROM committed WHERE scene_id = ?", (scene_id,))
 
+    def settled(self, scene_id: str) -> bool:
+        """Is the scene durable, or was it ever?"""
+        with self._guarded():
+            query = "SELECT durable_at IS NOT NULL FROM scenes WHERE scene_id = ?"
+            row = self._db.execute(query, (scene_id,)).fetchone()
+        return row is not None and bool(row[0])
+
     def quarantine(self, scene_id: str, reason: str) -> None:
         """The scene cannot be used."""
         with self._guarded(), self._transaction():
@@ -199,11 +206,12 @@ class Ledger:
         reason = f"the node died {INTERRUPTIONS_MAX} times while decoding it; try `decoder-node decode` on its stream"
         with self._guarded(), self._transaction():
             self._db.execute("UPDATE scenes SET interruptions = interruptions + 1, decoding = 0 WHERE decoding = 1")
-            rows = self._db.execute(
-                "UPDATE scenes SET state = 'quarantined', reason = ?"
-                " WHERE state = 'durable' AND interruptions >= ? RETURNING scene_id",
-                (reason, INTERRUPTIONS_MAX),
-            ).fetchall()
+            given_up = "FROM scenes WHERE state = 'durable' AND interruptions >= ?"
+            rows = self._db.execute(f"SELECT scene_id {given_up}", (INTERRUPTIONS_MAX,)).fetchall()
+            query = (
+                f"UPDATE scenes SET state = 'quarantined', reason = ? WHERE scene_id IN (SELECT scene_id {given_up})"
+            )
+            self._db.execute(query, (reason, INTERRUPTIONS_MAX))
         return [row[0] for row in rows]
 
     def undecoded(self, without: Iterable[str] = ()) -> str | None:
@@ -232,12 +240,12 @@ class Ledger:
     def failed(self, scene_id: str, reason: str) -> str:
         """Decoding has failed once more; returns the state: durable (try again) or quarantined."""
         with self._guarded(), self._transaction():
-            row = self._db.execute(
+            self._db.execute(
                 "UPDATE scenes SET failures = failures + 1, decoding = 0, reason = ?,"
-                " state = CASE WHEN failures + 1 >= ? THEN 'quarantined' ELSE state END"
-                " WHERE scene_id = ? RETURNING state",
+                " state = CASE WHEN failures + 1 >= ? THEN 'quarantined' ELSE state END WHERE scene_id = ?",
                 (reason, FAILURES_MAX, scene_id),
-            ).fetchone()
+            )
+            row = self._db.execute("SELECT state FROM scenes WHERE scene_id = ?", (scene_id,)).fetchone()
         return str(row[0])
 
     def waits(self, scene_id: str, reason: str) -> None:

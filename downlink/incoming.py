@@ -18,7 +18,7 @@ from downlink.chunk import ChunkList, check_chunk
 from downlink.errors import Corrupt
 from downlink.frame import FRAME_RANGES_MAX, Chunk
 from downlink.manifest import Manifest
-from downlink.ranges import Range, cover
+from downlink.ranges import Range, bitmap, cover
 
 
 class Incoming:
@@ -97,6 +97,10 @@ class Incoming:
     def commit(self, indexes: Iterable[int]) -> None:
         """The store has these chunks on disk, synced."""
         self.missing[list(indexes)] = False
+
+    def restore(self, ranges: Iterable[Range]) -> None:
+        """The store had these chunks on disk all along."""
+        self.missing &= ~bitmap(len(self.missing), ranges)
 
     def lose(self, indexes: Iterable[int]) -> None:
         """The store found these chunks damaged on its disk: they are wanted again."""

@@ -49,6 +49,14 @@ class _Commands(click.Group):
             raise click.ClickException(f"{where}{error.strerror or error}") from error
 
 
+def _address(ctx: click.Context, _: click.Parameter, value: str) -> str:
+    """HOST:PORT, as gRPC wants it."""
+    host, _colon, port = value.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise click.BadParameter(f"{value!r} is not HOST:PORT, for example 127.0.0.1:50551", ctx)
+    return value
+
+
 def _configure(ctx: click.Context, _: click.Parameter, value: Path | None) -> Path | None:
     """Options that the file gives become the defaults of every command that has them."""
     if value is not None:
@@ -197,7 +205,9 @@ def submit(
 
 @main.command()
 @click.option("--outbox", required=True, type=click.Path(path_type=Path, file_okay=False), help="The outbox's folder.")
-@click.option("--ground", required=True, metavar="HOST:PORT", help="Where the decoder node listens.")
+@click.option(
+    "--ground", required=True, metavar="HOST:PORT", callback=_address, help="Where the decoder node listens.",
+)  # fmt: skip
 @click.option(
     "--watch", type=click.Path(path_type=Path, file_okay=False), help="Submit the scenes that appear in this folder."
 )

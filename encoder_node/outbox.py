@@ -56,10 +56,10 @@ CREATE TABLE scenes (
   bytes        INTEGER NOT NULL,
   submitted_at REAL NOT NULL,
   settled_at   REAL
-) STRICT;
+);
 CREATE INDEX by_urgency ON scenes (state, priority DESC, number);
-CREATE TABLE chunks (id INTEGER PRIMARY KEY, crc32c INTEGER NOT NULL, content BLOB NOT NULL) STRICT;
-CREATE TABLE watched (path TEXT PRIMARY KEY, signature TEXT NOT NULL, scene_id TEXT, reason TEXT) STRICT;
+CREATE TABLE chunks (id INTEGER PRIMARY KEY, crc32c INTEGER NOT NULL, content BLOB NOT NULL);
+CREATE TABLE watched (path TEXT PRIMARY KEY, signature TEXT NOT NULL, scene_id TEXT, reason TEXT);
 """
 
 
@@ -143,9 +143,10 @@ class Outbox:
                 self._db.execute("DELETE FROM scenes WHERE number = ?", (row[0],))
             number = self._db.execute(
                 "INSERT INTO scenes (scene_id, name, priority, state, manifest, lengths, chunks, bytes, submitted_at)"
-                " VALUES (?, ?, ?, 'queued', ?, x'', 0, ?, ?) RETURNING number",
+                " VALUES (?, ?, ?, 'queued', ?, x'', 0, ?, ?)",
                 (name, manifest.scene.name, priority, packed, len(packed) + manifest.payload_bytes, time.time()),
-            ).fetchone()[0]
+            ).lastrowid
+            assert number is not None
             lengths = self._insert(number, manifest, chunks)
             facts = (lengths.tobytes(), int(np.count_nonzero(lengths)), number)
             self._db.execute("UPDATE scenes SET lengths = ?, chunks = ? WHERE number = ?", facts)
@@ -235,7 +236,7 @@ class Outbox:
                 self._db.execute(query, (time.time(), name))
                 self._delete_chunks(self._number(name))
             if not self._db.execute("SELECT 1 FROM chunks LIMIT 1").fetchone():
-                # Nothing to move: gives the disk back at once. As a script, because `execute` would stop after one page.
+                # Nothing to move: gives the disk back at once. As a script: `execute` would stop after one page.
                 self._db.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")
 
     def refused(self, name: str, refusal: Refusal, now: float | None = None) -> None:
@@ -275,10 +276,6 @@ class Outbox:
             for entry in chosen:
                 self._requeue(entry.scene_id)
         return [self.entry(entry.scene_id) for entry in chosen]
-
-    def change(self) -> int:
-        """A number that differs after another connection has committed."""
-        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     def next_due_at(self) -> float | None:
         """When the next queued scene may be sent (wall clock), or None if none is queued."""

@@ -148,6 +148,8 @@ class Sender:
                         f"the ground {options.ground} ends the stream: {trouble}; {await self._left()}"
                     ) from error
                 return trouble
+            except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+                return f"the stream broke: {error}"
             except LinkError as error:
                 self._patience_s = min(
                     PATIENCE_S_MAX, 2 * self._patience_s

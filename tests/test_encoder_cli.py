@@ -172,6 +172,13 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     subprocess.run([sys.executable, "-c", check], check=True, env=ENVIRONMENT, cwd=ROOT)
 
 
+@pytest.mark.parametrize("address", ["nowhere", ":1", "host:", "host:99999", "host:x"])
+def test_an_address_is_a_host_and_a_port(tmp_path: Path, address: str) -> None:
+    result = call("run", "--outbox", tmp_path / "box", "--ground", address, "--once")
+    assert result.exit_code == 2
+    assert "is not HOST:PORT, for example 127.0.0.1:50551" in result.stderr
+
+
 def test_one_sender_per_outbox(tmp_path: Path) -> None:
     first = Node(tmp_path / "first.log", "encoder_node", "run", "--outbox", "box", "--ground", "127.0.0.1:1")
     first.wait_for("started")

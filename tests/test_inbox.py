@@ -159,8 +159,8 @@ def test_a_crash_at_any_step_loses_nothing_that_was_acknowledged(
             stop_at(number, patch, error)
             try:
                 wanted = ground.missing(made)
-                for start in range(0, len(wanted), 5):
-                    ground.send(made, wanted[start : start + 5])
+                for start in range(0, len(wanted), 8):
+                    ground.send(made, wanted[start : start + 8])
             except (Fault, OSError):
                 harmed = True
         ground.close()

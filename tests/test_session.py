@@ -578,15 +578,19 @@ def test_the_window_bounds_what_is_in_flight_and_its_halves_are_flushed() -> Non
 
 def test_a_chunk_to_be_sent_again_goes_first() -> None:
     made = stream()
-    edge = EdgeSession("edge")
+    edge = EdgeSession("edge", window_chunks=2)
     edge.offer(made.outgoing(), 0.0)
     edge.receive(SceneState(made.id, State.RECEIVING, (Range(0, len(made.chunks)),)), 0.0)
     first = edge.take(1, 0.0)
     second = edge.take(1, 0.0)
     assert first is not None
     assert second is not None
+    assert edge.take(1, 0.0) is None
     edge.receive(Resend(made.id, runs_of(first.indexes), "damaged"), 0.0)
-    assert edge.take(1, 0.0) == first
+    assert edge.unacked == 1
+    again = edge.take(1, 0.0)
+    assert again is not None
+    assert again.indexes == first.indexes
 
 
 def test_silence_ends_a_stream_only_while_something_is_owed() -> None:

@@ -20,6 +20,9 @@ from downlink.errors import LinkError
 from downlink.frame import (
     FRAME_CONTENT_BYTES_MAX,
     FRAME_RANGES_MAX,
+    GROUP_CHUNKS,
+    GROUP_S,
+    OPEN_SCENES_MAX,
     REASON_BYTES_MAX,
     Ack,
     Chunk,
@@ -37,6 +40,7 @@ from downlink.frame import (
 )  # fmt: skip
 from downlink.framing import edge_frame, edge_message, ground_frame, ground_message
 from downlink.ranges import Range
+from downlink.session import DAMAGED_MAX
 from downlink.wire import link_pb2 as pb
 
 ROOT = Path(__file__).parent.parent
@@ -214,3 +218,19 @@ def test_any_bytes_give_a_frame_or_a_link_error(raw: bytes) -> None:
         edge_frame(message)
     except LinkError:
         pass
+
+
+def test_the_document_states_the_bounds() -> None:
+    section = (ROOT / "docs" / "link.md").read_text().split("## Bounds")[1].split("## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
+    stated = {what: bound for what, bound in rows}
+    assert stated["gRPC message"] == f"{limits.MESSAGE_BYTES_MAX} bytes"
+    assert stated["manifest"] == f"{limits.MANIFEST_BYTES_MAX} bytes"
+    assert stated["chunk"] == f"{limits.CHUNK_BYTES_MAX} bytes"
+    assert stated["chunks in one frame"] == f"{FRAME_CONTENT_BYTES_MAX} bytes"
+    assert stated["ranges in one frame"] == str(FRAME_RANGES_MAX)
+    assert stated["chunks of a scene"] == str(limits.CHUNKS_MAX)
+    assert stated["open scenes per stream"] == str(OPEN_SCENES_MAX)
+    assert stated["group commit"] == f"{GROUP_CHUNKS} chunks or {GROUP_S} s"
+    assert stated["window"] == f"{limits.UNACKED_CHUNKS_MAX} chunks"
+    assert stated["damaged chunks per stream"] == str(DAMAGED_MAX)
