@@ -223,7 +223,7 @@ def test_any_bytes_give_a_frame_or_a_link_error(raw: bytes) -> None:
 def test_the_document_states_the_bounds() -> None:
     section = (ROOT / "docs" / "link.md").read_text().split("## Bounds")[1].split("## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
-    stated = {what: bound for what, bound in rows}
+    stated = dict(rows)
     assert stated["gRPC message"] == f"{limits.MESSAGE_BYTES_MAX} bytes"
     assert stated["manifest"] == f"{limits.MANIFEST_BYTES_MAX} bytes"
     assert stated["chunk"] == f"{limits.CHUNK_BYTES_MAX} bytes"
