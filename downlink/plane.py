@@ -104,22 +104,46 @@ def unpack_front_end(payload: bytes, bands: int, planes: int) -> FrontEnd:
     return FrontEnd(mean, rows.reshape(planes, bands), levels, fine)
 
 
+class Moments:
+    """First and second moments of samples that come in pieces; memory is (bands, bands) whatever their number."""
+
+    def __init__(self, bands: int) -> None:
+        self._centre: NDArray[np.float64] | None = None
+        self._valid = np.zeros(bands)
+        self._sum = np.zeros(bands)
+        self._product = np.zeros((bands, bands))
+        self._count = 0
+
+    def add(self, samples: NDArray[np.generic], hole: NDArray[np.bool_] | None = None) -> None:
+        """Samples (bands, n), and where they are nodata, if they are: a hole counts as if it were ordinary."""
+        values = samples.astype(np.float64)
+        valid = np.ones(values.shape, np.bool_) if hole is None else ~hole
+        if self._centre is None:  # sums are taken around the first piece's mean: differences stay small
+            if not values.shape[1]:
+                return
+            self._centre = np.where(valid, values, 0).sum(axis=1) / np.maximum(1, valid.sum(axis=1))
+        values -= self._centre[:, None]
+        values[~valid] = 0
+        self._valid += valid.sum(axis=1)
+        self._sum += values.sum(axis=1)
+        self._product += values @ values.T
+        self._count += values.shape[1]
+
+    def statistics(self) -> Statistics:
+        """Of all samples so far; all zero if there were none."""
+        if self._centre is None:
+            return Statistics(self._sum, self._product)
+        mean = self._centre + self._sum / np.maximum(1, self._valid)
+        shift = self._sum / self._count
+        return Statistics(mean, self._product / self._count - np.outer(shift, shift))
+
+
 @dataclass(frozen=True)
 class Statistics:
-    """First and second moments of a grid's valid samples: `mean` (bands), `covariance` (bands, bands), in DN."""
+    """Moments of a grid's valid samples: `mean` (bands), `covariance` (bands, bands), in DN."""
 
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, samples: NDArray[np.generic], hole: NDArray[np.bool_]) -> Statistics:
-        """From samples and where they are nodata, both (bands, n). A hole counts as its band's mean; no sample at all
-        as zeros."""
-        valid = np.maximum(1, (~hole).sum(axis=1))
-        values = np.where(hole, 0.0, samples.astype(np.float64))
-        mean = values.sum(axis=1) / valid
-        centred = np.where(hole, 0.0, values - mean[:, None])
-        return cls(mean, centred @ centred.T / max(1, samples.shape[1]))
 
     @cached_property
     def components(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

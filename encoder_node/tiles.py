@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downlink.fill import fill_holes
-from downlink.plane import FrontEnd, Statistics
+from downlink.plane import FrontEnd, Moments, Statistics
 from downlink.scene import Grid
 from downlink.tile import Tile, TileGrid, Window
 from encoder_node.source import Source
 
 SAMPLE_WINDOWS = 16
 """Windows that statistics are taken from: 16 x 256 x 256 pixels settle a covariance of hundreds of bands."""
+SAMPLE_VALUES = 1 << 20
+"""Values (pixels x bands) taken from one window."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,19 @@ class GridReader:
 
     def statistics(self) -> Statistics:
         """Moments over sample tiles; pixels without any valid band are left out."""
-        samples, holes = [], []
+        bands = len(self.grid.bands)
+        moments = Moments(bands)
+        every = -(-bands * self.tiles.core**2 // SAMPLE_VALUES)  # of many bands, fewer pixels: memory stays bounded
         for number in self.sample_tiles(SAMPLE_WINDOWS):
             tile = self.one(number)
-            flat = tile.core(tile.pixels).reshape(len(self.grid.bands), -1)
-            hole = np.zeros(flat.shape, np.bool_) if self.grid.nodata is None else flat == self.grid.nodata
+            flat = tile.core(tile.pixels).reshape(bands, -1)[:, ::every]
+            if self.grid.nodata is None:
+                moments.add(flat)
+                continue
+            hole = flat == self.grid.nodata
             some = ~hole.all(axis=0)
-            samples.append(flat[:, some])
-            holes.append(hole[:, some])
-        return Statistics.of(np.concatenate(samples, axis=1), np.concatenate(holes, axis=1))
+            moments.add(flat[:, some], hole[:, some])
+        return moments.statistics()
 
     def planes(self, tile: TilePixels, front_end: FrontEnd, step: float) -> NDArray[np.float32]:
         """A tile's planes in steps, (planes, coded height + 2 halo, coded width + 2 halo), nodata filled."""

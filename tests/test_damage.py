@@ -8,14 +8,14 @@ import pytest
 
 pytest.importorskip("rasterio", reason="pip install 'latent-downlink[ground]'")
 
-from decoder_node.worker import decode_stream  # noqa: E402
-from downlink.bundle import find  # noqa: E402
-from downlink.errors import StreamError  # noqa: E402
-from encoder_node.encoder import PlaneEncoder  # noqa: E402
-from encoder_node.pipeline import encode_scene  # noqa: E402
-from encoder_node.source_array import ArraySource  # noqa: E402
-from encoder_node.target import Target  # noqa: E402
-from tests import scenes  # noqa: E402
+from decoder_node.worker import decode_stream
+from downlink.bundle import find
+from downlink.errors import StreamError
+from encoder_node.encoder import PlaneEncoder
+from encoder_node.pipeline import encode_scene
+from encoder_node.source_array import ArraySource
+from encoder_node.target import Target
+from tests import scenes
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""Tile symbols and their chunks: what goes in comes out, prefixes decode, and nothing else is ever taken for the same."""
+"""Tile symbols and their chunks: what goes in comes out, prefixes decode, and nothing else is ever taken for the
+same."""
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ def encoder() -> PlaneEncoder:
 
 
 def symbols(encoder: PlaneEncoder, planes: int, side: int, seed: int) -> tuple[TileCode, np.ndarray, np.ndarray]:
-    """Random symbols, loud in few channels, with some enormous ones: what no picture would give but the format must carry."""
+    """Random symbols, loud in few channels, with some enormous ones: what no picture would give but the format must
+    carry."""
     random = np.random.default_rng(seed)
     spec = encoder.spec
     levels = np.sort(random.integers(20, 70, planes)).astype(np.uint8)[::-1].copy()

@@ -1,4 +1,4 @@
-"""The spectral front end: what is quantised and sent is what both ends use, so the inverse undoes the forward transform."""
+"""The spectral front end: what is quantised and sent is what both ends use, so the inverse undoes the transform."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from downlink.errors import Malformed
-from downlink.plane import FrontEnd, Statistics, unpack_front_end
+from downlink.plane import FrontEnd, Moments, Statistics, unpack_front_end
 
 
 def correlated(bands: int, seed: int = 0) -> np.ndarray:
@@ -15,9 +15,16 @@ def correlated(bands: int, seed: int = 0) -> np.ndarray:
     return random.normal(size=(bands, bands)) @ sources + 2000
 
 
+def statistics_of(samples: np.ndarray, hole: np.ndarray | None = None, pieces: int = 7) -> Statistics:
+    moments = Moments(samples.shape[0])
+    for part in np.array_split(np.arange(samples.shape[1]), pieces):
+        moments.add(samples[:, part], None if hole is None else hole[:, part])
+    return moments.statistics()
+
+
 def front_end(bands: int, step: float) -> tuple[np.ndarray, FrontEnd]:
     samples = correlated(bands)
-    return samples, Statistics.of(samples, np.zeros(samples.shape, bool)).front_end(step)
+    return samples, statistics_of(samples).front_end(step)
 
 
 @pytest.mark.parametrize(("bands", "step"), [(1, 10.0), (3, 0.5), (12, 0.01), (40, 0.001)])
@@ -39,7 +46,7 @@ def test_planes_are_decorrelated_and_fall_in_variance():
 
 def test_dropped_planes_leave_no_more_error_than_stated():
     samples = correlated(12)
-    statistics = Statistics.of(samples, np.zeros(samples.shape, bool))
+    statistics = statistics_of(samples)
     front = statistics.front_end(2000.0)
     assert 1 <= front.planes < 12
     pixels = samples.astype(np.float32).reshape(12, 40, 100)
@@ -71,16 +78,27 @@ def test_every_prefix_and_wrong_count_of_a_side_chunk_is_refused():
         unpack_front_end(b"\x09" + packed[1:], 5, front.planes)
 
 
+def test_moments_do_not_depend_on_the_pieces_they_came_in():
+    samples = correlated(5)
+    found = statistics_of(samples)
+    assert np.allclose(found.mean, samples.mean(axis=1))
+    assert np.allclose(found.covariance, np.cov(samples, bias=True), rtol=1e-6, atol=1e-6 * np.var(samples))
+
+
+def test_no_sample_at_all_gives_zeros():
+    assert not statistics_of(np.empty((3, 0))).covariance.any()
+
+
 def test_holes_do_not_move_the_mean():
     samples = correlated(3)
     hole = np.random.default_rng(1).random(samples.shape) < 0.3
     spoilt = np.where(hole, 65535, samples)
-    clean, found = Statistics.of(samples, np.zeros(hole.shape, bool)), Statistics.of(spoilt, hole)
+    clean, found = statistics_of(samples), statistics_of(spoilt, hole)
     assert np.abs(found.mean - clean.mean).max() < 0.05 * np.sqrt(np.diag(clean.covariance)).max()
 
 
 def test_a_constant_scene_keeps_one_silent_plane():
     samples = np.full((4, 100), 1234.0)
-    front = Statistics.of(samples, np.zeros(samples.shape, bool)).front_end(100.0)
+    front = statistics_of(samples).front_end(100.0)
     assert front.planes == 1
     assert front.levels[0] == 0
