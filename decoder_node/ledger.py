@@ -30,9 +30,8 @@ from downlink.ranges import Range
 FILE: Final = "ledger.sqlite"
 VERSION: Final = 1
 FAILURES_MAX: Final = 3  # a scene that fails so often, crashes included, is left alone ...
-INTERRUPTIONS_MAX: Final = (
-    10  # ... and so is one during which the node itself died so often: it may have been the cause
-)
+# ... and so is one during which the node itself died so often: it may be the cause. Far more, because it may well not be.
+INTERRUPTIONS_MAX: Final = 100
 KEPT: Final = ("durable", "decoded", "partial")
 
 SCHEMA: Final = """

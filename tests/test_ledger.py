@@ -124,7 +124,7 @@ def test_deaths_of_the_node_while_decoding_are_counted(ledger: Ledger) -> None:
 
 def test_an_orderly_stop_is_not_held_against_a_scene(ledger: Ledger) -> None:
     scene_id = durable(ledger, stream())
-    for _ in range(2 * INTERRUPTIONS_MAX):
+    for _ in range(INTERRUPTIONS_MAX + 1):
         ledger.decoding(scene_id, True)
         ledger.decoding(scene_id, False)
         assert ledger.recover() == []
