@@ -30,7 +30,7 @@ from downlink.ranges import Range
 FILE: Final = "ledger.sqlite"
 VERSION: Final = 1
 FAILURES_MAX: Final = 3  # a scene that fails so often, crashes included, is left alone ...
-# ... and so is one during which the node itself died so often: it may be the cause. Far more, because it may well not be.
+# ... and so is one during which the node itself died so often. Far more, because it may well not be the cause.
 INTERRUPTIONS_MAX: Final = 100
 KEPT: Final = ("durable", "decoded", "partial")
 

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from downlink import limits
+from downlink.action import Close
 from downlink.errors import LinkError
 from downlink.frame import (
     FRAME_CONTENT_BYTES_MAX,
@@ -40,7 +41,7 @@ from downlink.frame import (
 )  # fmt: skip
 from downlink.framing import edge_frame, edge_message, ground_frame, ground_message
 from downlink.ranges import Range
-from downlink.session import DAMAGED_MAX
+from downlink.session import DAMAGED_MAX, GroundSession
 from downlink.wire import link_pb2 as pb
 
 ROOT = Path(__file__).parent.parent
@@ -218,6 +219,16 @@ def test_any_bytes_give_a_frame_or_a_link_error(raw: bytes) -> None:
         edge_frame(message)
     except LinkError:
         pass
+
+
+@given(st.lists(edge_frames, max_size=12))
+def test_any_frames_in_any_order_give_actions(frames: list[EdgeFrame]) -> None:
+    """What a hostile peer can say beyond the bytes: the session answers or ends the stream, and never raises."""
+    ground = GroundSession("ground")
+    for frame in frames:
+        for action in ground.receive(frame, 0.0):
+            if isinstance(action, Close):
+                return
 
 
 def test_the_document_states_the_bounds() -> None:
