@@ -30,7 +30,7 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def card(name: str, version: str, run: Run, checks: dict[str, Any], figures: dict[str, Any]) -> str:
+def card(name: str, version: str, run: Run, checks: dict[str, Any], figures: dict[str, Any], note: str = "") -> str:
     """Markdown. `figures` come from `downlink evaluate` (its summary) and the training run's log; `checks` from the
     export."""
     settings = json.dumps(msgspec.to_builtins(run), indent=1, sort_keys=True)
@@ -51,6 +51,8 @@ Held out for validation, whole sources: {", ".join(run.corpus.validation_sources
 
     downlink train training/configs/{run.name}.toml --data CORPUS --out runs/{run.name}
     downlink export runs/{run.name} --data CORPUS --out models/{name}
+
+{note}
 
 ## Measured
 

@@ -77,10 +77,11 @@ def _figures(run: Path, evaluation: Path | None) -> dict[str, float | str]:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle folder to write, e.g. models/mine.")
 @click.option("--name", help="Bundle name; default: the folder's.")
 @click.option("--version", default="0.1.0", show_default=True)
+@click.option("--note", default="", help="What else the card shall say about how this was trained.")
 @click.option(
     "--figures", type=click.Path(path_type=Path, exists=True), help="JSON of `downlink evaluate`, for the card."
 )
-def export(run: Path, data: Path, out: Path, name: str | None, version: str, figures: Path | None) -> None:
+def export(run: Path, data: Path, out: Path, name: str | None, version: str, note: str, figures: Path | None) -> None:
     """Export a run's best weights as a bundle, checked against torch and on a real scene.
 
     \b
@@ -94,7 +95,7 @@ def export(run: Path, data: Path, out: Path, name: str | None, version: str, fig
         _, settings = load_run(run / "best.pt")
         _, held = read_corpus(data, settings.corpus)
         out.parent.mkdir(parents=True, exist_ok=True)
-        checks = run_export(run / "best.pt", out, name or out.name, version, held, _figures(run, figures))
+        checks = run_export(run / "best.pt", out, name or out.name, version, held, _figures(run, figures), note)
     except DownlinkError as error:
         raise click.ClickException(str(error)) from error
     for key, value in checks.items():

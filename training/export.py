@@ -177,7 +177,9 @@ def tables_of() -> Tables:
     return Tables.parametric(logistic, [SCALE_UNIT * 2 ** ((i - 1) / 4) for i in range(1, SCALES)])
 
 
-def export(best: Path, out: Path, name: str, version: str, held: list[Picture], figures: dict[str, Any]) -> Checks:
+def export(
+    best: Path, out: Path, name: str, version: str, held: list[Picture], figures: dict[str, Any], note: str = ""
+) -> Checks:
     """Write a bundle folder (complete or not at all) and return what the checks found. Raises ConfigError where one
     fails.
 
@@ -198,7 +200,7 @@ def export(best: Path, out: Path, name: str, version: str, held: list[Picture], 
         _write(staging, name, version, spec, files)
         largest = max(held, key=lambda picture: picture.pixels.size)
         checks |= {f"scene_{key}": value for key, value in check_scene(staging, largest).items()}
-        files["card.md"] = card(name, version, run, checks, figures).encode()
+        files["card.md"] = card(name, version, run, checks, figures, note).encode()
         _write(staging, name, version, spec, files)
         if out.exists():
             shutil.rmtree(out)
