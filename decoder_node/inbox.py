@@ -1,8 +1,8 @@
 """The inbox: chunks on disk, each at its final place in what becomes the scene's `.dl` file.
 
-    ARCHIVE/ledger.sqlite          what is committed (decoder_node.ledger) ARCHIVE/inbox/<scene id>.part  header and
-    manifest, then chunks as they come, at the offsets that the chunk list gives ARCHIVE/streams/<scene id>.dl  the
-    finished stream, byte for byte what the encoder would have written
+    ARCHIVE/ledger.sqlite            what is committed (decoder_node.ledger)
+    ARCHIVE/inbox/<scene id>.part    header and manifest, then chunks as they come, at the offsets of the chunk list
+    ARCHIVE/streams/<scene id>.dl    the finished stream, byte for byte what the encoder would have written
 
 `commit` returns when the bytes and then the ledger's rows are synced: what it was given may be acknowledged. A scene
 becomes durable when all of it was read back and its hash agrees: fsync, rename, fsync of both folders, ledger. A
@@ -18,7 +18,6 @@ import errno
 import os
 import re
 import shutil
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
@@ -35,7 +34,7 @@ from downlink.frame import Chunk, Refusal, RefusalCode, SceneState, State
 from downlink.incoming import Incoming
 from downlink.ranges import runs, runs_of
 from downlink.session import refused
-from downlink.stream import MAGIC, StreamReader
+from downlink.stream import StreamReader, head
 
 SCENE_ID: Final = re.compile(r"[0-9a-f]{64}")
 FREE_BYTES_MIN: Final = 64 * 1024 * 1024  # left over for the ledger and for what is being decoded
@@ -70,7 +69,7 @@ class Inbox:
             return SceneState(scene_id, State.DURABLE)
         if known := self._open.get(scene_id):
             return known
-        size = len(header(offered.packed)) + offered.manifest.payload_bytes
+        size = len(head(offered.packed)) + offered.manifest.payload_bytes
         free = shutil.disk_usage(self._parts).free
         if free < offered.manifest.payload_bytes + self._free_bytes_min:
             reason = f"the scene needs {offered.manifest.payload_bytes} bytes, and the ground's disk has {free} left"
@@ -96,7 +95,7 @@ class Inbox:
             if self._ledger.settled(scene_id):
                 continue  # another stream was faster: all of it is on disk already
             with self.part_path(scene_id).open("r+b") as file:
-                start = len(header(group[0].incoming.packed))
+                start = len(head(group[0].incoming.packed))
                 for arrival in group:
                     _write_at(file.fileno(), arrival.content, start + arrival.incoming.span(arrival.index)[0])
                 os.fdatasync(file.fileno())
@@ -180,8 +179,8 @@ class Inbox:
             for index in range(item.first, min(item.end, incoming.pages))
         }
         with self.part_path(incoming.scene_id).open("rb") as file:
-            start = len(header(incoming.packed))
-            intact = file.read(start) == header(incoming.packed)
+            start = len(head(incoming.packed))
+            intact = file.read(start) == head(incoming.packed)
             for index in sorted(stored):
                 offset, length = incoming.span(index)
                 file.seek(start + offset)
@@ -197,8 +196,8 @@ class Inbox:
         """Find the chunks that the disk has not kept and want them again; if none is to blame, the manifest is."""
         damaged = []
         with self.part_path(incoming.scene_id).open("rb") as file:
-            start = len(header(incoming.packed))
-            intact = file.read(start) == header(incoming.packed)
+            start = len(head(incoming.packed))
+            intact = file.read(start) == head(incoming.packed)
             for index in range(incoming.manifest.chunk_count):
                 offset, length = incoming.span(index)
                 file.seek(start + offset)
@@ -216,11 +215,6 @@ class Inbox:
         return None
 
 
-def header(packed: bytes) -> bytes:
-    """What a `.dl` file has before its chunks (docs/format.md)."""
-    return MAGIC + struct.pack("<II", len(packed), crc32c(packed)) + packed
-
-
 def checked(scene_id: str) -> str:
     """The same id, if it is one: the only way from a peer's word to a file name."""
     if not SCENE_ID.fullmatch(scene_id):
@@ -235,7 +229,7 @@ def is_full(error: OSError) -> bool:
 
 def _write_header(part: Path, packed: bytes, mode: Literal["wb", "r+b"] = "r+b") -> None:
     with part.open(mode) as file:
-        _write_at(file.fileno(), header(packed), 0)
+        _write_at(file.fileno(), head(packed), 0)
         os.fsync(file.fileno())
 
 

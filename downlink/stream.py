@@ -34,6 +34,11 @@ MAGIC: Final = b"LDL\x01"
 _HEADER: Final = struct.Struct("<4sII")
 
 
+def head(manifest_bytes: bytes) -> bytes:
+    """What a stream's file has before its chunks: magic, length and checksum of the manifest, the manifest."""
+    return _HEADER.pack(MAGIC, len(manifest_bytes), crc32c(manifest_bytes)) + manifest_bytes
+
+
 def write_stream(file: BinaryIO, manifest_bytes: bytes, chunks: Iterable[bytes]) -> int:
     """Write a stream to `file` at its position and return the number of bytes written.
 
@@ -41,7 +46,7 @@ def write_stream(file: BinaryIO, manifest_bytes: bytes, chunks: Iterable[bytes])
     that no file that a reader would refuse is ever finished; after an exception the file is to be thrown away.
     """
     manifest = Manifest.unpack(manifest_bytes)
-    file.write(_HEADER.pack(MAGIC, len(manifest_bytes), crc32c(manifest_bytes)) + manifest_bytes)
+    file.write(head(manifest_bytes))
     each = iter(chunks)
     pages = list(islice(each, len(manifest.pages)))
     listed = manifest.chunk_list(pages)

@@ -15,7 +15,7 @@ from typing import BinaryIO, Self
 from downlink.chunk import ChunkKey, ChunkList, GridCoding, Layout
 from downlink.manifest import Manifest, scene_id
 from downlink.scene import Scene
-from downlink.stream import write_stream
+from downlink.stream import head, write_stream
 
 
 class Spool:
@@ -88,7 +88,7 @@ class EncodedScene:
     @property
     def stream_bytes(self) -> int:
         """Size of the file form."""
-        return STREAM_HEAD_BYTES + len(self.manifest_bytes) + self.manifest.payload_bytes
+        return len(head(self.manifest_bytes)) + self.manifest.payload_bytes
 
     def chunk(self, index: int) -> bytes:
         """Payload of chunk `index`, pages first."""
@@ -115,7 +115,3 @@ class EncodedScene:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-STREAM_HEAD_BYTES = 12
-"""Magic, manifest length and checksum of the file form (docs/format.md)."""

@@ -24,8 +24,11 @@ def show(out: Console, document: dict[str, Any], units: dict[str, str]) -> None:
     """Print a report: each setting when there is one scene, each scene when there are more, then the summary."""
     rows, summary = document["rows"], document["summary"]
     if rows:
-        _print(out, _settings(out, rows, units) if summary["scenes"] == 1 else _scenes(out, summary))
+        _print(out, _settings(out, rows) if summary["scenes"] == 1 else _scenes(out, summary))
         _print(out, _summary(out, summary))
+        if summary["scenes"] == 1:
+            meanings = ", ".join(f"{unit} ({codec})" for codec, unit in units.items())
+            out.print(f"Settings: {meanings}.", style="dim", markup=False, soft_wrap=True)
         for note in _notes(rows, summary):
             out.print(note, style="dim", markup=False, soft_wrap=True)
     failures = document["failures"]
@@ -49,21 +52,23 @@ def _print(out: Console, table: Table) -> None:
     out.print(f"\n{lines}\n", markup=False, soft_wrap=True)
 
 
-def _table(out: Console, title: str, names: Sequence[str], text_columns: int) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD if out.is_terminal else box.MARKDOWN, pad_edge=out.is_terminal)
+def _table(out: Console, title: str, names: Sequence[str]) -> Table:
+    """An empty table. A line break in a name narrows the column on a terminal."""
+    piped = not out.is_terminal
+    table = Table(title=title, box=box.MARKDOWN if piped else box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, name in enumerate(names):
-        text = number < text_columns
-        table.add_column(name, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+        head = name.replace("\n", " ") if piped else name
+        table.add_column(head, justify="right" if number else "left", overflow="fold")
     return table
 
 
-def _settings(out: Console, rows: Sequence[Row], units: dict[str, str]) -> Table:
-    names = ["codec", "setting", "bytes", "ratio", "bits/sample", "PSNR dB", "max error", "SAM °", "SSIM"]
-    table = _table(out, rows[0]["scene"], [*names, "encode s", "decode s", "peak MB"], text_columns=1)
+def _settings(out: Console, rows: Sequence[Row]) -> Table:
+    names = ["codec", "setting", "bytes", "ratio", "bits/\nsample", "PSNR\ndB", "max\nerror", "SAM °", "SSIM"]
+    table = _table(out, rows[0]["scene"], [*names, "encode\ns", "decode\ns", "peak\nMB"])
     for before, row in zip([None, *rows], rows, strict=False):
         first = before is None or before["codec"] != row["codec"]
         table.add_row(
-            f"{row['codec']} ({units.get(row['codec'], 'setting')})" if first else "",
+            row["codec"] if first or not out.is_terminal else "",
             f"{row['setting']:g}",
             f"{row['bytes']:,}",
             f"{row['ratio']:.1f}",
@@ -82,7 +87,7 @@ def _settings(out: Console, rows: Sequence[Row], units: dict[str, str]) -> Table
 def _scenes(out: Console, summary: dict[str, Any]) -> Table:
     level = str(LEVELS_DB[len(LEVELS_DB) // 2])
     codecs = list(summary["codecs"])
-    table = _table(out, f"Bits per sample at {level} dB", ["scene", *codecs], text_columns=1)
+    table = _table(out, f"Bits per sample at {level} dB", ["scene", *codecs])
     for scene, found in summary["bits_per_sample_at_per_scene"][level].items():
         best = min((bits for bits in found.values() if bits is not None), default=None)
         cells = []
@@ -96,9 +101,9 @@ def _scenes(out: Console, summary: dict[str, Any]) -> Table:
 def _summary(out: Console, summary: dict[str, Any]) -> Table:
     levels = [str(level) for level in LEVELS_DB]
     reference = summary["bd_rate_of"]
-    heads = [f"b/sample at {level} dB (n={summary['scenes_at'][level]})" for level in levels]
-    names = ["codec", *heads, f"BD-rate of {reference}", "encode MS/s", "decode MS/s", "peak MB"]
-    table = _table(out, f"{summary['scenes']} scene{'s' * (summary['scenes'] != 1)}", names, text_columns=1)
+    heads = [f"b/sample\nat {level} dB\n(n={summary['scenes_at'][level]})" for level in levels]
+    names = ["codec", *heads, f"BD-rate of\n{reference}", "encode\nMS/s", "decode\nMS/s", "peak\nMB"]
+    table = _table(out, f"{summary['scenes']} scene{'s' * (summary['scenes'] != 1)}", names)
     for codec, speed in summary["codecs"].items():
         found = summary["bd_rate"].get(codec)
         if found is None:

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from decoder_node.inbox import Inbox, checked, header
+from decoder_node.inbox import Inbox, checked
 from decoder_node.ledger import Ledger
 from downlink.action import Arrival, Commit, Finish, GroundAction, Open, Reject, Send
 from downlink.checksum import crc32c
 from downlink.frame import REVISION, Ack, Chunk, Chunks, Hello, Offer, RefusalCode, SceneState, State
 from downlink.incoming import Incoming
 from downlink.session import GroundSession
+from downlink.stream import head
 from tests.streams import Stream, stream
 
 
@@ -207,7 +208,7 @@ def test_a_chunk_that_the_disk_lost_is_wanted_again(tmp_path: Path) -> None:
     ground.send(made, wanted[:9])
     part = tmp_path / "inbox" / f"{made.id}.part"
     content = bytearray(part.read_bytes())
-    offset = len(header(made.packed)) + sum(map(len, made.chunks[: wanted[6]]))
+    offset = len(head(made.packed)) + sum(map(len, made.chunks[: wanted[6]]))
     content[offset] ^= 1
     part.write_bytes(content)
     ground.send(made, wanted[9:])
@@ -229,7 +230,7 @@ def test_a_damaged_beginning_starts_the_scene_anew(tmp_path: Path, where: str) -
     ground.close()
     part = tmp_path / "inbox" / f"{made.id}.part"
     content = bytearray(part.read_bytes())
-    content[5 if where == "header" else len(header(made.packed)) + 1] ^= 1
+    content[5 if where == "header" else len(head(made.packed)) + 1] ^= 1
     part.write_bytes(content)
     if where == "gone":
         part.unlink()
