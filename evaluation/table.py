@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from rich import box
@@ -13,6 +13,7 @@ from evaluation.summary import LEVELS_DB, Row
 
 _PIPED_WIDTH = 200
 _FAILURES_SHOWN = 5
+_WIDE = 100
 
 
 def console(file: TextIO | None = None, stderr: bool = False) -> Console:
@@ -27,8 +28,8 @@ def show(out: Console, document: dict[str, Any], units: dict[str, str]) -> None:
         _print(out, _settings(out, rows) if summary["scenes"] == 1 else _scenes(out, summary))
         _print(out, _summary(out, summary))
         if summary["scenes"] == 1:
-            meanings = ", ".join(f"{unit} ({codec})" for codec, unit in units.items())
-            out.print(f"Settings: {meanings}.", style="dim", markup=False, soft_wrap=True)
+            meanings = "; ".join(f"{codec}: {unit}" for codec, unit in units.items())
+            out.print(f"Settings of {meanings}.", style="dim", markup=False, soft_wrap=True)
         for note in _notes(rows, summary):
             out.print(note, style="dim", markup=False, soft_wrap=True)
     failures = document["failures"]
@@ -62,25 +63,28 @@ def _table(out: Console, title: str, names: Sequence[str]) -> Table:
     return table
 
 
+# Heading, text, and whether a narrow terminal goes without it: the JSON has everything.
+_SETTING_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
+    ("setting", lambda row: f"{row['setting']:g}", False),
+    ("bytes", lambda row: f"{row['bytes']:,}", False),
+    ("ratio", lambda row: f"{row['ratio']:.1f}", True),
+    ("bits/\nsample", lambda row: _number(row["bits_per_sample"], 4), False),
+    ("PSNR\ndB", lambda row: _number(row["psnr_db"], 2, "lossless"), False),
+    ("max\nerror", lambda row: str(row["max_error"]), False),
+    ("SAM °", lambda row: _number(row["sam_deg"], 3), False),
+    ("SSIM", lambda row: _number(row["ssim"], 4), True),
+    ("encode\ns", lambda row: _number(row["encode_s"], 3), False),
+    ("decode\ns", lambda row: _number(row["decode_s"], 3), True),
+    ("peak\nMB", lambda row: _number(row["peak_rss_mb"], 0), True),
+]
+
+
 def _settings(out: Console, rows: Sequence[Row]) -> Table:
-    names = ["codec", "setting", "bytes", "ratio", "bits/\nsample", "PSNR\ndB", "max\nerror", "SAM °", "SSIM"]
-    table = _table(out, rows[0]["scene"], [*names, "encode\ns", "decode\ns", "peak\nMB"])
+    columns = [(name, text) for name, text, spare in _SETTING_COLUMNS if out.width >= _WIDE or not spare]
+    table = _table(out, rows[0]["scene"], ["codec", *(name for name, _ in columns)])
     for before, row in zip([None, *rows], rows, strict=False):
         first = before is None or before["codec"] != row["codec"]
-        table.add_row(
-            row["codec"] if first or not out.is_terminal else "",
-            f"{row['setting']:g}",
-            f"{row['bytes']:,}",
-            f"{row['ratio']:.1f}",
-            _number(row["bits_per_sample"], 4),
-            _number(row["psnr_db"], 2, "lossless"),
-            str(row["max_error"]),
-            _number(row["sam_deg"], 3),
-            _number(row["ssim"], 4),
-            _number(row["encode_s"], 3),
-            _number(row["decode_s"], 3),
-            _number(row["peak_rss_mb"], 0),
-        )
+        table.add_row(row["codec"] if first or not out.is_terminal else "", *(text(row) for _, text in columns))
     return table
 
 
@@ -142,7 +146,7 @@ def _notes(rows: Sequence[Row], summary: dict[str, Any]) -> list[str]:
     for codec, found in summary["bd_rate"].items():
         if found["refused"]:
             scene, why = next(iter(found["refused"].items()))
-            notes.append(f"No BD-rate against {codec} on {len(found['refused'])} scenes, such as {scene}: {why}.")
+            notes.append(f"No BD-rate against {codec} on {len(found['refused'])} scenes (on {scene}, {why}).")
     wrong = sum(row["nodata_wrong"] for row in rows)
     if wrong:
         notes.append(f"{wrong} samples changed between data and nodata: see nodata_wrong in the JSON.")

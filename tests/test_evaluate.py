@@ -272,7 +272,7 @@ def test_tables_are_markdown_when_piped(scene: Path, tmp_path: Path) -> None:
     assert any(line.startswith("|lerc") and "% (n=2)" in line for line in lines)
     assert "\x1b" not in result.output
     single = run(scene, "--model", "none", "--against", "lerc", "--no-isolate").stdout
-    assert "largest error allowed, DN (lerc)" in single
+    assert "lerc: largest error allowed in DN" in single
 
 
 def test_a_corpus_is_measured_by_split_and_type(tmp_path: Path) -> None:

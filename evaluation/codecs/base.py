@@ -60,7 +60,7 @@ class GridCodec(ABC):
     """A classical codec: grids apart, nodata beside them. Its setting is a PSNR target unless it says otherwise."""
 
     name: ClassVar[str]
-    unit: ClassVar[str] = "PSNR asked for, dB"
+    unit: ClassVar[str] = "PSNR asked for in dB"
 
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads

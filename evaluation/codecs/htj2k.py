@@ -19,7 +19,7 @@ from evaluation.codecs.j2k import size_of
 
 class HighThroughputJpeg2000(GridCodec):
     name: ClassVar[str] = "htj2k"
-    unit: ClassVar[str] = "quantiser step, DN"
+    unit: ClassVar[str] = "quantiser step in DN"
 
     @classmethod
     def sweep(cls, peak: float) -> tuple[float, ...]:

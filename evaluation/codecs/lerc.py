@@ -18,7 +18,7 @@ _ZSTD_LEVEL = 9
 
 class Lerc(GridCodec):
     name: ClassVar[str] = "lerc"
-    unit: ClassVar[str] = "largest error allowed, DN"
+    unit: ClassVar[str] = "largest error allowed in DN"
 
     @classmethod
     def sweep(cls, peak: float) -> tuple[float, ...]:
