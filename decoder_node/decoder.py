@@ -1,8 +1,8 @@
 """Chunks of a stream -> pixels, row of tiles by row of tiles: the ground half of a plane codec, run by onnxruntime.
 
-Memory is bounded by three rows of tiles, whatever the scene's height. A chunk that is not there leaves its tile at
-the layers that are; a tile without any layer is nodata (or the mean colour where the grid defines no nodata value). A
-missing tile changes no pixel beyond its neighbours' halo.
+Memory is bounded by two rows of tiles and a halo, whatever the scene's height. A chunk that is not there leaves its
+tile at the layers that are; a tile without any layer is nodata (or the mean colour where the grid defines no nodata
+value). A missing tile changes no pixel beyond its neighbours' halo.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from downlink.tile import Tile, TileGrid
 Values = NDArray[np.float32]
 PLANES_AT_ONCE = 8
 """Planes of a tile that pass the synthesis together: bounds memory for hundreds of bands."""
+PLANE_TILES_AT_ONCE = 64
 TILES_AT_ONCE = 4
 """Tiles of a row that are entropy-decoded together: the prior's calls are shared, memory stays small."""
 
@@ -140,6 +141,9 @@ class _GridDecoder:
         for row in range(self.tiles.rows):
             below, missing_below = self._entropy_decode(row + 1) if row + 1 < self.tiles.rows else ([], 0.0)
             yield Row(self.number, self.tiles.row_window(row).row, self._pixels(above, here, below), missing)
+            for decoded in here:  # of the row above, only the halo is needed again
+                if decoded.values is not None:
+                    decoded.values = decoded.values[:, :, -self.decoder.spec.decoder_halo :].copy()
             above, here, missing = here, below, missing_below
 
     def _mask(self, tile: int, height: int, width: int) -> NDArray[np.bool_] | None:
@@ -158,9 +162,10 @@ class _GridDecoder:
         numbers = list(self.tiles.row_tiles(row))
         out: list[_DecodedTile] = []
         absent = total = 0
-        for first in range(0, len(numbers), TILES_AT_ONCE):
+        at_once = max(1, min(TILES_AT_ONCE, PLANE_TILES_AT_ONCE // self.coding.planes))
+        for first in range(0, len(numbers), at_once):
             by_size: dict[tuple[int, int], list[TileSymbols]] = {}
-            for number in numbers[first : first + TILES_AT_ONCE]:
+            for number in numbers[first : first + at_once]:
                 tile = self.tiles.tile(number)
                 decoded = _DecodedTile(tile, None, self._mask(number, tile.window.height, tile.window.width))
                 out.append(decoded)
