@@ -58,7 +58,7 @@ def _table(out: Console, title: str, names: Sequence[str]) -> Table:
     piped = not out.is_terminal
     table = Table(title=title, box=box.MARKDOWN if piped else box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, name in enumerate(names):
-        head = name.replace("\n", " ") if piped else name
+        head = name.replace("/\n", "/").replace("\n", " ") if piped else name
         table.add_column(head, justify="right" if number else "left", overflow="fold")
     return table
 
