@@ -53,8 +53,13 @@ class PlaneEncoder:
         self._prior = _session(bundle, "prior.onnx", threads)
         selftest.check(self.spec, self.prior, bundle.file("selftest.json"), bundle.name)
 
-    def analyse(self, planes: NDArray[np.float32], levels: NDArray[np.uint8]) -> TileSymbols:
-        """Planes (planes, h + 2 halo, w + 2 halo) in steps, h and w multiples of 32 -> symbols of the tile."""
+    def analyse(
+        self, planes: NDArray[np.float32], levels: NDArray[np.uint8], core: tuple[int, int] | None = None
+    ) -> TileSymbols:
+        """Planes (planes, h + 2 halo, w + 2 halo) in steps, h and w multiples of 32 -> symbols of the tile.
+
+        `core` is the (height, width) that matters: latents wholly beyond it are zeros, which cost next to nothing.
+        """
         parts, hypers = [], []
         for first in range(0, len(planes), PLANES_AT_ONCE):
             part = np.s_[first : first + PLANES_AT_ONCE]
@@ -63,6 +68,9 @@ class PlaneEncoder:
             parts.append(np.clip(latent, -SYMBOL_LIMIT, SYMBOL_LIMIT))
             hypers.append(np.rint(hyper).astype(np.int32))
         latents, hyper = np.concatenate(parts), np.concatenate(hypers)
+        if core is not None:
+            latents[:, :, -(-core[0] // self.spec.patch) :] = 0
+            latents[:, :, :, -(-core[1] // self.spec.patch) :] = 0
         symbols = refine(latents, hyper, levels, self.prior, self.spec.bit_price)
         latents -= symbols
         samples = latents[:, 0].size * self.spec.patch**2

@@ -19,7 +19,7 @@ from downlink.latent import TileCode, encode_tile, tile_bits
 from downlink.mask import MaskMode
 from downlink.plane import FrontEnd, Statistics
 from downlink.scene import Scene, validate
-from encoder_node.encoder import PlaneEncoder
+from encoder_node.encoder import PlaneEncoder, TileSymbols
 from encoder_node.source import Source
 from encoder_node.spool import EncodedScene, Spool
 from encoder_node.target import Estimate, Target, search_step, step_of_quality
@@ -49,6 +49,11 @@ class _GridEncoder:
     def _code(self, front_end: FrontEnd, planes_per_chunk: int) -> TileCode:
         return TileCode(self.encoder.spec, self.encoder.tables, front_end.levels, planes_per_chunk)
 
+    def _analyse(self, tile: TilePixels, front_end: FrontEnd, step: float) -> TileSymbols:
+        window = tile.tile.window
+        planes = self.reader.planes(tile, front_end, step)
+        return self.encoder.analyse(planes, front_end.levels, (window.height, window.width))
+
     def estimate(self, step: float) -> tuple[float, float]:
         """(bits, squared error in DN squared, summed over samples) that the whole grid takes at this step, from
         sample tiles."""
@@ -59,7 +64,7 @@ class _GridEncoder:
         pixels = 0
         for number in tiles:
             tile = self.reader.one(number)
-            symbols = self.encoder.analyse(self.reader.planes(tile, front_end, step), front_end.levels)
+            symbols = self._analyse(tile, front_end, step)
             tile_cost = tile_bits(code, symbols.latent, symbols.hyper, self.encoder.prior)
             bits += tile_cost + 8 * OVERHEAD_BYTES_PER_CHUNK * len(code.spec.groups)
             samples = tile.tile.window.samples * len(self.reader.grid.bands)
@@ -110,7 +115,7 @@ class _GridEncoder:
         for row in range(self.reader.tiles.rows):
             for tile in self.reader.row(row):
                 mode = self._put_mask(tile, mode, spool)
-                symbols = self.encoder.analyse(self.reader.planes(tile, front_end, step), front_end.levels)
+                symbols = self._analyse(tile, front_end, step)
                 chunks = encode_tile(code, symbols.latent, symbols.hyper, self.encoder.prior)
                 for (group, number), payload in chunks.items():
                     if len(payload) > limits.CHUNK_BYTES_MAX:
