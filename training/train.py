@@ -121,6 +121,12 @@ class State:
     stale: int = 0
 
 
+def finished(run: Run, state: State) -> bool:
+    """Whether the steps, or the minutes if any are set, are used up."""
+    minutes = run.schedule.minutes
+    return state.step >= run.schedule.steps or bool(minutes and state.seconds >= minutes * 60)
+
+
 def learning_rate(run: Run, state: State) -> float:
     """Warm-up, then a cosine to 1 % by steps or by minutes, whichever is nearer to its end."""
     schedule = run.schedule
@@ -228,7 +234,7 @@ def train(
 
     codec.train()
     began, began_seconds, seen, loss_sum = time.monotonic(), state.seconds, 0, 0.0
-    while state.step < run.schedule.steps and not (run.schedule.minutes and state.seconds >= run.schedule.minutes * 60):
+    while not finished(run, state):
         batch = prefetch.next()
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(run, state) * group["factor"]
@@ -247,7 +253,7 @@ def train(
                 mean.lerp_(weight, 1 - decay)
         seen, loss_sum = seen + 1, loss_sum + float(loss.detach())
         bar.show(run, state, loss_sum / seen)
-        if state.step % run.schedule.validate_every == 0 or state.step == 1:
+        if state.step % run.schedule.validate_every == 0 or state.step == 1 or finished(run, state):
             row: dict[str, Any] = {"loss": loss_sum / seen, "seconds": state.seconds, "rate": learning_rate(run, state)}
             row |= validate(average, batches, run.trade, amp)
             seen, loss_sum = 0, 0.0
