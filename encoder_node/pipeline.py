@@ -18,6 +18,7 @@ from downlink.errors import SceneError
 from downlink.latent import TileCode, encode_tile, tile_bits
 from downlink.mask import MaskMode
 from downlink.plane import FrontEnd, Statistics
+from downlink.quality import default_peak
 from downlink.scene import Scene, validate
 from encoder_node.encoder import PlaneEncoder, TileSymbols
 from encoder_node.source import Source
@@ -173,10 +174,12 @@ def _steps(target: Target, scene: Scene, encoders: list[_GridEncoder]) -> list[f
         quality = float(target.settings["quality"])
         return [step_of_quality(quality, grid.dtype) for grid in scene.grids]
 
+    peak = default_peak(scene)
+
     def estimate(step: float) -> Estimate:
         parts = [encoder.estimate(step) for encoder in encoders]
         bits = sum(part[0] for part in parts) + 8 * 256  # the manifest
-        return Estimate(bits / scene.samples, sum(part[1] for part in parts) / scene.samples)
+        return Estimate(bits / scene.samples, sum(part[1] for part in parts) / scene.samples, peak)
 
     step = search_step(target, step_of_quality(46.0, scene.grids[0].dtype), estimate)
     return [step] * len(scene.grids)

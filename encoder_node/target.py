@@ -13,17 +13,17 @@ from dataclasses import dataclass
 
 from downlink import limits
 from downlink.errors import SceneError
+from downlink.quality import PEAK_8_BIT, PEAK_REFLECTANCE, psnr_db
 
 DEFAULT_QUALITY = 50.0
 QUALITY_MIN, QUALITY_MAX = 0.0, 120.0
-PSNR_PEAK = 10000.0
 SEARCH_ROUNDS = 12
 TOLERANCE = 0.004
 
 
 @dataclass(frozen=True)
 class Target:
-    """At most one of the three; none means quality 50. PSNR is against 10000."""
+    """At most one of the three; none means quality 50. PSNR is against 10000, or 255 for 8-bit scenes."""
 
     quality: float | None = None
     bits_per_sample: float | None = None
@@ -58,15 +58,16 @@ class Estimate:
 
     bits_per_sample: float
     squared_error: float
+    peak: float
 
     @property
     def psnr_db(self) -> float:
-        return 10 * math.log10(PSNR_PEAK**2 / max(self.squared_error, 1e-9))
+        return psnr_db(max(self.squared_error, 1e-9), self.peak)
 
 
 def step_of_quality(quality: float, dtype: str) -> float:
     """The quantiser step (DN) of a quality for grids of this type."""
-    peak = 255.0 if dtype == "uint8" else 10000.0
+    peak = PEAK_8_BIT if dtype == "uint8" else PEAK_REFLECTANCE
     return float(peak * 2.0 ** (-quality / 8))
 
 

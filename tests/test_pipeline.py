@@ -170,6 +170,13 @@ def test_a_psnr_is_met_even_on_a_scene_unlike_any_picture(encoder, decoder, psnr
     assert 10 * np.log10(1e8 / error) == pytest.approx(psnr, abs=3.0)
 
 
+def test_the_psnr_of_an_8_bit_scene_is_against_255(encoder, decoder):
+    pixels = scenes.pixels(8, 3, 256, 256, "uint8", nodata=None)
+    with encode_scene(source(pixels), encoder, Target(psnr_db=40.0)) as encoded:
+        error = ((decoded(encoded, decoder).astype(np.float64) - pixels) ** 2).mean()
+    assert 10 * np.log10(255**2 / error) == pytest.approx(40.0, abs=3.0)
+
+
 def test_the_file_form_holds_the_very_same_stream(encoder):
     with encode_scene(source(picture(3, 90, 90)), encoder, Target()) as encoded:
         file = io.BytesIO()
