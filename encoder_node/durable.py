@@ -14,7 +14,8 @@ from typing import BinaryIO, cast
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which becomes `path` when the block has ended without an exception."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    # A part of the name only: names may have 255 bytes, and a character up to 4.
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w+b") as file:
             yield cast(BinaryIO, file)

@@ -209,3 +209,27 @@ def test_a_watched_folder_is_sent_and_failures_are_said_once(scene: Path, tmp_pa
         assert bad.exists()
     finally:
         ground.kill()
+
+
+def test_encode_does_not_write_over_what_it_reads(scene: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.npy"
+    own.write_bytes(scene.read_bytes())
+    (tmp_path / "link.dl").symlink_to(own)
+    product = tmp_path / "a.SAFE"
+    product.mkdir()
+    for arguments, words in (
+        ((own, own), "is the same file as the scene"),
+        ((own, tmp_path / "link.dl"), "is the same file as the scene"),
+        ((product, product / "out.dl"), "lies inside the product"),
+        ((own, product), "is a folder; name a file in it"),
+    ):
+        result = call("encode", *arguments)
+        assert (result.exit_code, words in result.stderr) == (1, True), result.stderr
+    assert own.read_bytes() == scene.read_bytes()
+    assert list(product.iterdir()) == []
+
+
+def test_a_name_may_be_as_long_as_the_file_system_takes(scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / ("é" * 124 + ".dl")
+    assert call("encode", scene, out).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
