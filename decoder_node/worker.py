@@ -54,6 +54,12 @@ class MissingExtra(DownlinkError):
     code = "missing_extra"
 
 
+class OutputError(DownlinkError):
+    """What was asked for cannot be written there."""
+
+    code = "output"
+
+
 @dataclass(frozen=True)
 class Decoded:
     """What decoding has made, and what it took."""
@@ -67,7 +73,7 @@ def decode_stream(source: Path, target: Path, model_folders: Sequence[Path], thr
     """Decode the stream file `source` to `target` (or one file per grid beside it, `decoder_node.raster.output_paths`).
 
     Raises `StreamError` for a damaged stream, `BundleError` when its model is not here, `MissingExtra` when a package
-    is not.
+    is not, `OutputError` when an output would replace the stream itself.
     """
     try:
         from decoder_node.decoder import PlaneDecoder, decode_rows
@@ -79,9 +85,10 @@ def decode_stream(source: Path, target: Path, model_folders: Sequence[Path], thr
         reader = StreamReader(file)
         reader.verify()
         manifest = reader.manifest
+        paths = output_paths(target, manifest.scene)
+        _check_outputs(source, paths)
         bundle = find_id(manifest.bundle, model_folders)
         decoder = PlaneDecoder(bundle, threads=threads)
-        paths = output_paths(target, manifest.scene)
         tags = {"scene_id": reader.scene_id, "bundle": f"{bundle.name} {bundle.id.hex()[:12]}"}
         missing: list[float] = []
         rows = decode_rows(manifest, reader.chunk, decoder)
@@ -94,6 +101,13 @@ def decode_stream(source: Path, target: Path, model_folders: Sequence[Path], thr
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     }
     return Decoded(manifest, paths, facts)
+
+
+def _check_outputs(source: Path, paths: Sequence[Path]) -> None:
+    """Before any work: refuse to replace the stream, under whatever name it is reached."""
+    for path in paths:
+        if path.exists() and os.path.samefile(path, source):
+            raise OutputError(f"{path} is the stream itself; name another file for the GeoTIFF")
 
 
 def _pixels(rows: Iterator[Row], missing: list[float]) -> Iterator[NDArray[np.generic]]:

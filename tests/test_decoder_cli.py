@@ -97,6 +97,19 @@ def test_a_scene_without_its_model_stays_durable_and_says_why(tmp_path: Path) ->
     assert ground.terminate() == 0
 
 
+@pytest.mark.parametrize("link", [None, "hard", "soft"])
+def test_the_stream_is_never_the_output(tmp_path: Path, link: str | None) -> None:
+    source = out = stream().write(tmp_path / "made.dl")
+    before = source.read_bytes()
+    if link is not None:
+        out = tmp_path / "other.tif"
+        (out.hardlink_to if link == "hard" else out.symlink_to)(source)
+    result = call("decode", source, out)
+    assert result.exit_code == 1
+    assert f"{out} is the stream itself; name another file" in result.stderr
+    assert source.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
