@@ -9,6 +9,7 @@ where the scene's tags state them. Overviews are averages that leave nodata out;
 Not kept, because no scene carries them: ground control points, RPCs, colour tables.
 
 Strings come from the peer: the CRS is only ever parsed as an EPSG code or WKT; one that PROJ refuses is kept as a tag.
+So is one that GeoTIFF keys cannot hold (GDAL would put it into a second file beside), with a warning.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ import rasterio
 import rasterio.shutil
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
+from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from decoder_node.durable import sync_folder
+from decoder_node.log import log
 from downlink.scene import Grid, Scene, Transform
 
 Pixels = npt.NDArray[Any]
@@ -67,6 +70,9 @@ def write_cog(path: Path, scene: Scene, grid_index: int, rows: Iterable[Pixels],
     with _working_folder(path) as folder:
         strips, cog = folder / "strips.tif", folder / "cog.tif"
         crs, crs_tags = crs_of(grid.crs)
+        if crs is not None and not _fits_keys(crs):
+            crs_tags["crs_wkt"] = crs.to_wkt()
+            log.warning("GeoTIFF cannot hold the CRS; it is kept whole in the tag crs_wkt", extra={"file": str(path)})
         _write_strips(
             strips, grid, crs, rows, _point_free(dict(scene.tags) | crs_tags | dict(tags), grid), scene.acquired
         )
@@ -99,6 +105,16 @@ def crs_of(text: str | None) -> tuple[CRS | None, dict[str, str]]:
         return (CRS.from_epsg(int(code[1])) if code else CRS.from_wkt(text)), {}
     except rasterio.errors.CRSError:
         return None, {"crs_not_understood": text}
+
+
+def _fits_keys(crs: CRS) -> bool:
+    """Whether a GeoTIFF alone, without GDAL's .aux.xml beside it, gives this CRS back."""
+    shape: dict[str, Any] = {"driver": "GTiff", "count": 1, "height": 1, "width": 1, "dtype": "uint8"}
+    with _quiet(), rasterio.Env(GDAL_PAM_ENABLED=False), MemoryFile() as memory:
+        with memory.open(crs=crs, transform=rasterio.Affine(2, 0, 0, 0, -2, 0), **shape):
+            pass
+        with memory.open() as dataset:
+            return bool(dataset.crs == crs)
 
 
 def _write_strips(

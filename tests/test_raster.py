@@ -106,6 +106,20 @@ def test_a_crs_in_wkt_comes_back_equal(tmp_path: Path) -> None:
         assert dataset.crs == own
 
 
+def test_a_crs_that_geotiff_keys_cannot_hold_is_kept_whole_as_a_tag(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pole = "+proj=ob_tran +o_proj=longlat +o_lon_p=-162 +o_lat_p=39.25 +lon_0=180 +to_meter=0.0174532925199433"
+    own = rasterio.crs.CRS.from_string(f"{pole} +datum=WGS84")
+    pixels = scenes.pixels(bands=1, height=9, width=9)
+    write_cog(tmp_path / "a.tif", make(pixels, crs=own.to_wkt()), 0, strips(pixels), {})
+    assert [file.name for file in tmp_path.iterdir()] == ["a.tif"]
+    with rasterio.open(tmp_path / "a.tif") as dataset:
+        assert rasterio.crs.CRS.from_wkt(dataset.tags()["crs_wkt"]) == own
+        assert dataset.transform == rasterio.Affine(*make(pixels).grids[0].transform)
+    assert "GeoTIFF cannot hold the CRS" in caplog.text
+
+
 @pytest.mark.parametrize("crs", ["EPSG:999999", "no crs", "https://example.invalid/crs", "/etc/passwd", "PROJCS["])
 def test_a_crs_that_is_none_costs_the_place_but_not_the_pixels(tmp_path: Path, crs: str) -> None:
     pixels = scenes.pixels(bands=1, height=9, width=9)
