@@ -15,6 +15,7 @@ belong to one thread at a time.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -115,16 +116,11 @@ class Ledger:
         self._path = archive / FILE
         if not create and not self._path.exists():
             raise LedgerError(f"{archive} is no archive ({FILE} is missing); `decoder-node serve --archive` makes one")
+        if read_only:
+            self._open_to_read()
+        else:
+            self._connect("mode=rwc")
         with self._guarded():
-            mode = "ro" if read_only else "rwc"
-            # Threads: the receiver keeps to one worker thread of its own.
-            self._db = sqlite3.connect(
-                f"{self._path.resolve().as_uri()}?mode={mode}",
-                uri=True,
-                timeout=60,
-                isolation_level=None,
-                check_same_thread=False,
-            )
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, VERSION):
                 raise LedgerError(
@@ -139,6 +135,38 @@ class Ledger:
                     for statement in SCHEMA.split(";"):
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _connect(self, how: str) -> None:
+        # Threads: the receiver keeps to one worker thread of its own.
+        with self._guarded():
+            self._db = sqlite3.connect(
+                f"{self._path.resolve().as_uri()}?{how}",
+                uri=True,
+                timeout=60,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+
+    def _open_to_read(self) -> None:
+        """Open without the right to write: even a reader of a WAL needs a -shm file, which a running node has made.
+
+        Where nobody writes and we may not make one, the file is all there is and can be read as it lies.
+        """
+        try:
+            self._connect("mode=ro")
+            self._db.execute("PRAGMA user_version").fetchone()
+        except (sqlite3.OperationalError, LedgerError) as error:
+            wal = self._path.resolve().with_name(f"{self._path.resolve().name}-wal")
+            if not os.access(self._path, os.R_OK):
+                raise LedgerError(f"the ledger {self._path} may not be read by this user; ask its owner") from error
+            if os.access(self._path.resolve().parent, os.W_OK):
+                return  # something else is wrong; the first query says what
+            if wal.exists():
+                raise LedgerError(
+                    f"the ledger {self._path} cannot be read by this user: its last changes are in {wal.name}, which "
+                    "only its owner can take in; run `decoder-node list` as the user of `decoder-node serve`"
+                ) from error
+            self._connect("mode=ro&immutable=1")
 
     def close(self) -> None:
         self._db.close()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from decoder_node.ledger import FAILURES_MAX, FILE, INTERRUPTIONS_MAX, Ledger, LedgerError
 from downlink.manifest import Manifest
 from downlink.ranges import Range
+from tests.nodes import ROOT
 from tests.streams import Stream, stream
 
 
@@ -158,3 +162,41 @@ def test_a_ledger_of_a_later_program_is_refused(tmp_path: Path, ledger: Ledger) 
     ledger.close()
     with pytest.raises(LedgerError, match="version 9, this program knows 1"):
         Ledger(tmp_path)
+
+
+READER = """
+import os, sys
+from pathlib import Path
+from decoder_node.ledger import Ledger, LedgerError
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    print(len(Ledger(Path(sys.argv[1]), read_only=True).entries()))
+except LedgerError as error:
+    print(error)
+"""
+
+
+def test_a_user_who_may_only_read_looks_on() -> None:
+    """With a node running, after it has ended, and where only its owner could tell. As another user if we are root."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
+        archive = Path(name)
+
+        def seen() -> str:
+            archive.chmod(0o555)
+            command = [sys.executable, "-c", READER, str(archive)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+            archive.chmod(0o755)
+            return done.stdout.strip()
+
+        own = Ledger(archive, create=True)
+        begin(own, stream())
+        assert seen() == "1"
+        begin(own, stream(1))
+        assert seen() == "2"
+        own.close()
+        assert not (archive / f"{FILE}-wal").exists()
+        assert seen() == "2"
+        (archive / FILE).chmod(0o000)
+        assert "may not be read by this user" in seen()
