@@ -69,6 +69,9 @@ class _LazyGroup(click.Group):
             raise _missing(error, ctx.invoked_subcommand or "") from error
         except DownlinkError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(f"{where}{error.strerror or error}") from error
 
 
 def _missing(error: ModuleNotFoundError, command: str) -> Exception:

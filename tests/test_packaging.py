@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from downlink import __version__, bundle
 from downlink.cli import LAZY, main
+from tests.test_bundle import make
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -180,6 +181,14 @@ def test_models_are_listed_shown_verified_and_split(tmp_path: Path) -> None:
     refused = run.invoke(main, ["models", "split", "universal", "decoder", str(tmp_path / "full")])
     assert refused.exit_code == 1
     assert "name an empty folder" in refused.output
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_in_one_line(tmp_path: Path) -> None:
+    make(tmp_path / "m")
+    (tmp_path / "file").write_text("no folder")
+    ran = CliRunner().invoke(main, ["models", "split", str(tmp_path / "m"), "encoder", str(tmp_path / "file" / "x")])
+    assert ran.exit_code == 1
+    assert ran.output == f"Error: {tmp_path / 'file' / 'x'}: Not a directory\n"
 
 
 def test_an_unknown_bundle_is_an_error_in_one_line() -> None:
