@@ -87,7 +87,7 @@ def decode_stream(source: Path, target: Path, model_folders: Sequence[Path], thr
         manifest = reader.manifest
         paths = output_paths(target, manifest.scene)
         _check_outputs(source, paths)
-        bundle = find_id(manifest.bundle, model_folders)
+        bundle = find_id(manifest.bundle, model_folders, needs="decoder.onnx")
         decoder = PlaneDecoder(bundle, threads=threads)
         tags = {"scene_id": reader.scene_id, "bundle": f"{bundle.name} {bundle.id.hex()[:12]}"}
         missing: list[float] = []

@@ -3,7 +3,7 @@
     bundle.json     {"format": 1, "name", "version", "kind": "planes", "files": {name: sha256}, "parameters": {...}}
     encoder.onnx    left out of the decoder half (`split`)
     decoder.onnx    left out of the encoder half
-    ...             prior.onnx, tables.bin, selftest.bin, card.md: in both
+    ...             prior.onnx, tables.bin, selftest.json, card.md: in both
 
 The id of a bundle is the SHA-256 of the bytes of bundle.json, which states the hash of every file: one id, one
 behaviour. Both halves keep the same bundle.json, so both have the id of the whole. A stream names the id, never a path.
@@ -138,9 +138,13 @@ def find(name_or_path: str | Path, extra_dirs: Iterable[Path] = ()) -> Bundle:
     raise BundleError(f"no bundle {text!r}: neither a folder with a {_JSON} nor one of the released ones ({names})")
 
 
-def find_id(wanted: bytes, extra_dirs: Iterable[Path] = ()) -> Bundle:
-    """The bundle whose id is `wanted`: `extra_dirs` (bundles, or folders of bundles) first, then the released ones."""
+def find_id(wanted: bytes, extra_dirs: Iterable[Path] = (), needs: str | None = None) -> Bundle:
+    """The bundle whose id is `wanted`: `extra_dirs` (bundles, or folders of bundles) first, then the released ones.
+
+    Halves have the id of the whole: one that lacks the file `needs` is taken only where nothing better is found.
+    """
     seen: dict[str, str] = {}
+    lacking: Bundle | None = None
     for folder in _candidates(extra_dirs):
         try:
             stated_bytes = _json_bytes(folder)
@@ -148,8 +152,13 @@ def find_id(wanted: bytes, extra_dirs: Iterable[Path] = ()) -> Bundle:
             continue  # a damaged neighbour is not what was asked for
         found = hashlib.sha256(stated_bytes).digest()
         if found == wanted:
-            return Bundle(folder, stated_bytes)
+            bundle = Bundle(folder, stated_bytes)
+            if needs is None or bundle.has(needs):
+                return bundle
+            lacking = lacking or bundle
         seen[folder.name] = found.hex()
+    if lacking is not None:
+        return lacking  # its `file` says what is missing
     here = ", ".join(f"{name} {digest[:12]}" for name, digest in sorted(seen.items())) or "none"
     raise BundleError(f"the stream needs the bundle with id {wanted.hex()}; here are: {here}. Install that bundle")
 

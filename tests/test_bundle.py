@@ -199,6 +199,20 @@ def test_a_bundle_is_found_by_id_wherever_it_lies(shelf: Path, tmp_path: Path) -
     assert find_id(Bundle.read(shelf / "lite").id).name == "lite"
 
 
+def test_a_half_does_not_hide_the_whole(shelf: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    half.mkdir()
+    for name, content in split(shelf / "lite", "encoder").items():
+        (half / name).write_bytes(content)
+    wanted = Bundle.read(half).id
+    assert find_id(wanted, [half]).folder == half
+    assert find_id(wanted, [half], needs="encoder.onnx").folder == half
+    assert find_id(wanted, [half], needs="decoder.onnx").folder == shelf / "lite"
+    (shelf / "lite" / "decoder.onnx").unlink()
+    with pytest.raises(BundleError, match=r"lacks decoder.onnx: this is the encoder half"):
+        find_id(wanted, [half], needs="decoder.onnx").file("decoder.onnx")
+
+
 def test_an_unknown_id_is_refused_naming_both_ids(shelf: Path) -> None:
     here = Bundle.read(shelf / "lite").id.hex()[:12]
     with pytest.raises(BundleError, match=rf"id {'ab' * 32}; here are: lite {here}, planes-1 .*Install that bundle"):
