@@ -31,9 +31,8 @@ SIDE_PX_MAX: Final = 40_000  # one Sentinel-2 strip of two granules, or a large 
 BANDS_MAX: Final = 512  # over all grids; the largest imaging spectrometers have some 430
 GRIDS_MAX: Final = 16  # resolutions of one product; Sentinel-2 has 3
 SCENE_RAW_BYTES_MAX: Final = 16 * GIB  # pixels of all grids in their own dtype
-ROW_SAMPLES_MAX: Final = (
-    2**20
-)  # width x bands of a grid: a strip of one tile row is the unit of memory (512 MiB at 16 bit)
+# width x bands of a grid: a strip of one tile row is the unit of memory (512 MiB at 16 bit)
+ROW_SAMPLES_MAX: Final = 2**20
 
 # The stream.
 CHUNK_BYTES_MAX: Final = 256 * KIB  # the unit of loss and of acknowledgement: 2 s at 1 Mbit/s
