@@ -83,7 +83,7 @@ _archive = click.option(
     "--archive", required=True, type=click.Path(path_type=Path, file_okay=False), help="The archive's folder."
 )
 _models = click.option(
-    "--models", multiple=True, type=click.Path(path_type=Path, file_okay=False),
+    "--models", multiple=True, type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="A folder of model bundles, beside the released ones. May be given several times.",
 )  # fmt: skip
 

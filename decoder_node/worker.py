@@ -73,7 +73,7 @@ def decode_stream(source: Path, target: Path, model_folders: Sequence[Path], thr
     """Decode the stream file `source` to `target` (or one file per grid beside it, `decoder_node.raster.output_paths`).
 
     Raises `StreamError` for a damaged stream, `BundleError` when its model is not here, `MissingExtra` when a package
-    is not, `OutputError` when an output would replace the stream itself.
+    is not, `OutputError` when an output would replace the stream itself or is a folder.
     """
     try:
         from decoder_node.decoder import PlaneDecoder, decode_rows
@@ -104,8 +104,10 @@ def decode_stream(source: Path, target: Path, model_folders: Sequence[Path], thr
 
 
 def _check_outputs(source: Path, paths: Sequence[Path]) -> None:
-    """Before any work: refuse to replace the stream, under whatever name it is reached."""
+    """Before any work: refuse to replace the stream, under whatever name it is reached, or a folder."""
     for path in paths:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; name a file, for example {path / source.stem}.tif")
         if path.exists() and os.path.samefile(path, source):
             raise OutputError(f"{path} is the stream itself; name another file for the GeoTIFF")
 

@@ -133,6 +133,19 @@ def test_errors_are_one_sentence_and_exit_code_1(
     assert re.fullmatch(r"Error: .*\n", result.stderr)
 
 
+def test_a_folder_is_no_output(tmp_path: Path) -> None:
+    result = call("decode", stream().write(tmp_path / "made.dl"), tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {tmp_path} is a folder; name a file, for example {tmp_path / 'made.tif'}\n"
+
+
+@pytest.mark.parametrize("arguments", [["serve", "--archive", "archive"], ["decode", "made.dl", "made.tif"]])
+def test_models_that_do_not_exist_are_refused(tmp_path: Path, arguments: list[str]) -> None:
+    result = call(*arguments, "--models", tmp_path / "nope")
+    assert result.exit_code == 2
+    assert "nope' does not exist" in result.stderr
+
+
 def test_an_address_in_use_is_said(tmp_path: Path) -> None:
     ground, address = serve(tmp_path)
     try:
