@@ -4,8 +4,10 @@ Pixels arrive as strips and never lie in memory all at once: they go to a tiled 
 driver then rewrites with overviews. Both lie in a hidden folder beside the target; the finished file is fsynced and
 renamed, so whoever opens the target sees all of it or none. Folders that a killed run left are removed by the next one.
 
-Kept exactly: pixels, nodata, CRS, transform (every bit of its floats), band names, wavelengths, tags; scale and offset
-where the scene's tags state them. Overviews are averages that leave nodata out; pixels at full size are not touched.
+Kept exactly: pixels, nodata, CRS, transform (every bit of its floats), band names, wavelengths (to 1e-6 nm), tags;
+scale and offset where the scene's tags state them. A tag whose name is taken gets `source_` before its name, and "="
+and ":" in names become "_": GDAL would split there. Three 8-bit bands that may be red, green and blue are marked so.
+Overviews are averages that leave nodata out; pixels at full size are not touched.
 Not kept, because no scene carries them: ground control points, RPCs, colour tables.
 
 Strings come from the peer: the CRS is only ever parsed as an EPSG code or WKT; one that PROJ refuses is kept as a tag.
@@ -64,7 +66,7 @@ def output_paths(out: Path, scene: Scene) -> list[Path]:
 def write_cog(path: Path, scene: Scene, grid_index: int, rows: Iterable[Pixels], tags: Mapping[str, str]) -> None:
     """Write one grid. `rows`: strips (bands, rows, width) from top to bottom, together exactly the grid's height.
 
-    `tags` are written beside the scene's own and win over them.
+    `tags` are written beside the scene's own, which are renamed where both have one.
     """
     grid = scene.grids[grid_index]
     with _working_folder(path) as folder:
@@ -73,9 +75,10 @@ def write_cog(path: Path, scene: Scene, grid_index: int, rows: Iterable[Pixels],
         if crs is not None and not _fits_keys(crs):
             crs_tags["crs_wkt"] = crs.to_wkt()
             log.warning("GeoTIFF cannot hold the CRS; it is kept whole in the tag crs_wkt", extra={"file": str(path)})
-        _write_strips(
-            strips, grid, crs, rows, _point_free(dict(scene.tags) | crs_tags | dict(tags), grid), scene.acquired
-        )
+        ours = crs_tags | dict(tags)
+        if scene.acquired is not None and scene.acquired not in scene.tags.values():
+            ours["ACQUISITIONDATETIME"] = scene.acquired  # GDAL's name for it
+        _write_strips(strips, grid, crs, rows, _point_free(_all_tags(scene.tags, ours), grid))
         side = _cog_block(grid)
         with _quiet():
             rasterio.shutil.copy(
@@ -83,7 +86,7 @@ def write_cog(path: Path, scene: Scene, grid_index: int, rows: Iterable[Pixels],
                 cog,
                 driver="COG",
                 COMPRESS="ZSTD",
-                LEVEL=3,  # the driver's 9 takes three times as long for files 10 % smaller
+                LEVEL=3,  # quicker than the driver's own level, for somewhat larger files
                 PREDICTOR="YES",
                 BLOCKSIZE=side,
                 OVERVIEWS="AUTO" if _halves_well(grid, side) else "NONE",
@@ -117,10 +120,23 @@ def _fits_keys(crs: CRS) -> bool:
             return bool(dataset.crs == crs)
 
 
-def _write_strips(
-    path: Path, grid: Grid, crs: CRS | None, rows: Iterable[Pixels], tags: dict[str, str], acquired: str | None
-) -> None:
+def _all_tags(source: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
+    """Both, under names that GDAL takes and tells apart. Ours keep theirs."""
+    tags = dict(ours)
+    taken = {key.lower() for key in ours}  # GDAL does not tell case
+    for key, value in source.items():
+        # a tag of the peer must not become an argument of update_tags; GDAL splits NAME=VALUE at the first "=" or ":"
+        name = re.sub("^(bidx|ns|self|)$|[=:]", r"\1_", key)
+        while name.lower() in taken:
+            name = f"source_{name}"
+        tags[name] = value
+        taken.add(name.lower())
+    return tags
+
+
+def _write_strips(path: Path, grid: Grid, crs: CRS | None, rows: Iterable[Pixels], tags: dict[str, str]) -> None:
     bands, height, width = grid.shape
+    colours = _is_rgb(grid)
     profile: dict[str, Any] = {
         "driver": "GTiff",
         "count": bands,
@@ -137,23 +153,21 @@ def _write_strips(
         "zstd_level": 1,
         "bigtiff": "IF_SAFER",
         # without these, four 8-bit bands would become red, green, blue and transparency
-        "photometric": "MINISBLACK",
+        "photometric": "RGB" if colours else "MINISBLACK",
         "alpha": "NO",
     }
     if grid.transform is not None:
         profile["transform"] = rasterio.Affine(*grid.transform)
     with _quiet(), rasterio.open(path, "w", **profile) as dataset:
-        # a tag of the peer must not become an argument of update_tags; GDAL splits NAME=VALUE at the first "=" or ":"
-        safe = {re.sub("^(bidx|ns|self|)$|[=:]", r"\1_", key): value for key, value in tags.items()}
-        dataset.update_tags(**safe)
-        if acquired is not None and acquired not in tags.values():
-            dataset.update_tags(ACQUISITIONDATETIME=acquired)  # GDAL's name for it
+        dataset.update_tags(**tags)
         for index, band in enumerate(grid.bands, 1):
             if band.name:
                 dataset.set_band_description(index, band.name)
             if band.wavelength_nm is not None:
-                dataset.update_tags(index, ns="IMAGERY", CENTRAL_WAVELENGTH_UM=repr(band.wavelength_nm / 1000))
-        dataset.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * (bands - 1)
+                micrometres = round(band.wavelength_nm / 1000, 9)  # the division must not invent further digits
+                dataset.update_tags(index, ns="IMAGERY", CENTRAL_WAVELENGTH_UM=repr(micrometres))
+        if not colours:
+            dataset.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * (bands - 1)
         for name in ("scales", "offsets"):
             values = band_numbers(tags.get(name, ""), bands)
             if values:
@@ -168,6 +182,17 @@ def _write_strips(
             row += strip.shape[1]
         if row != height:
             raise ValueError(f"strips of {row} rows for a grid of {height}")
+
+
+def _is_rgb(grid: Grid) -> bool:
+    """Whether a viewer may show the bands as red, green and blue: by wavelength, else by name, else they may."""
+    if len(grid.bands) != 3 or grid.dtype != "uint8":
+        return False
+    red, green, blue = (band.wavelength_nm for band in grid.bands)
+    if red is not None and green is not None and blue is not None:
+        return 720 > red > 580 > green > 500 > blue > 400
+    names = [(band.name or "").lower() for band in grid.bands]
+    return names in (["red", "green", "blue"], ["r", "g", "b"]) or not any(names)
 
 
 def band_numbers(text: str, bands: int) -> tuple[float, ...] | None:

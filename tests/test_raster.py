@@ -98,6 +98,44 @@ def test_everything_a_scene_states_is_in_the_file(tmp_path: Path) -> None:
     assert tags.items() <= again.tags.items()
 
 
+def test_no_tag_of_the_source_is_lost_to_one_of_ours(tmp_path: Path) -> None:
+    pixels = scenes.pixels(bands=1, height=9, width=9)
+    tags = {"Scene_ID": "theirs", "source_scene_id": "older", "a=b": "1", "a:b": "2", "ACQUISITIONDATETIME": "a Monday"}
+    scene = msgspec.structs.replace(make(pixels), tags=tags)
+    write_cog(tmp_path / "a.tif", scene, 0, strips(pixels), {"scene_id": "ours"})
+    with rasterio.open(tmp_path / "a.tif") as dataset:
+        found = dataset.tags()
+    assert (found["scene_id"], found["ACQUISITIONDATETIME"]) == ("ours", scene.acquired)
+    assert set(tags.values()) <= set(found.values())
+
+
+@pytest.mark.parametrize(
+    ("bands", "dtype", "rgb"),
+    [
+        ([Band("a", 665.0), Band("b", 560.0), Band("c", 490.0)], "uint8", True),
+        ([Band("a", 490.0), Band("b", 560.0), Band("c", 665.0)], "uint8", False),
+        ([Band("Red"), Band("Green"), Band("Blue")], "uint8", True),
+        ([Band("nir"), Band("red"), Band("green")], "uint8", False),
+        ([Band(), Band(), Band()], "uint8", True),
+        ([Band(), Band(), Band()], "uint16", False),
+    ],
+)
+def test_colours_are_marked_where_they_are_some(tmp_path: Path, bands: list[Band], dtype: str, rgb: bool) -> None:
+    pixels = scenes.pixels(bands=3, height=600, width=600, dtype=dtype)
+    write_cog(tmp_path / "a.tif", make(pixels, bands=tuple(bands)), 0, strips(pixels), {})
+    with rasterio.open(tmp_path / "a.tif") as dataset:
+        assert ([colour.name for colour in dataset.colorinterp] == ["red", "green", "blue"]) == rgb
+        assert np.array_equal(dataset.read(), pixels)
+    assert open_source(tmp_path / "a.tif").scene.grids[0].bands == tuple(bands)
+
+
+def test_wavelengths_have_no_invented_digits(tmp_path: Path) -> None:
+    pixels = scenes.pixels(bands=1, height=9, width=9)
+    write_cog(tmp_path / "a.tif", make(pixels, bands=(Band("a", 559.8),)), 0, strips(pixels), {})
+    with rasterio.open(tmp_path / "a.tif") as dataset:
+        assert dataset.tags(1, ns="IMAGERY")["CENTRAL_WAVELENGTH_UM"] == "0.5598"
+
+
 def test_a_crs_in_wkt_comes_back_equal(tmp_path: Path) -> None:
     own = rasterio.crs.CRS.from_string("+proj=tmerc +lon_0=14.5 +k=0.9999 +x_0=500000 +datum=WGS84 +units=m")
     pixels = scenes.pixels(bands=1, height=9, width=9)
