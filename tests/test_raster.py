@@ -131,9 +131,9 @@ def test_colours_are_marked_where_they_are_some(tmp_path: Path, bands: list[Band
 
 def test_wavelengths_have_no_invented_digits(tmp_path: Path) -> None:
     pixels = scenes.pixels(bands=1, height=9, width=9)
-    write_cog(tmp_path / "a.tif", make(pixels, bands=(Band("a", 559.8),)), 0, strips(pixels), {})
+    write_cog(tmp_path / "a.tif", make(pixels, bands=(Band("a", 1613.7),)), 0, strips(pixels), {})
     with rasterio.open(tmp_path / "a.tif") as dataset:
-        assert dataset.tags(1, ns="IMAGERY")["CENTRAL_WAVELENGTH_UM"] == "0.5598"
+        assert dataset.tags(1, ns="IMAGERY")["CENTRAL_WAVELENGTH_UM"] == "1.6137"
 
 
 def test_a_crs_in_wkt_comes_back_equal(tmp_path: Path) -> None:
