@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ import click
 
 from downlink import __version__
 from downlink.errors import DownlinkError, SceneError
+from encoder_node.durable import shown, whole_file
 
 if TYPE_CHECKING:
     from encoder_node.outbox import Entry
@@ -134,22 +134,20 @@ def encode(scene: Path, out: Path, model: str, threads: int, as_json: bool, **_:
     encoder-node encode S2A_MSIL2A_20260101.SAFE scene.dl --psnr 48 --json
     """
     began = time.monotonic()
-    from encoder_node.durable import whole_file
-
     target = _target()
     if not out.parent.is_dir():
-        raise SceneError(f"{out.parent} is not a folder; make it first")
+        raise SceneError(f"{shown(out.parent)} is not a folder; make it first")
     _check_out(scene, out)
     with _encoded(scene, model, target, threads, out.parent) as encoded:
         with whole_file(out) as file:
             encoded.write(file)
-        facts = _facts(encoded, began) | {"path": _shown(out)}
+        facts = _facts(encoded, began) | {"path": shown(out)}
     if as_json:
         print(json.dumps(facts))
     else:
         print(
-            f"{facts['path']}: {facts['bytes']} bytes, {facts['ratio']:.1f}:1, {facts['bits_per_sample']:.3f} bits/sample, "
-            f"{facts['encode_s']:.1f} s"
+            f"{facts['path']}: {facts['bytes']} bytes, {facts['ratio']:.1f}:1, "
+            f"{facts['bits_per_sample']:.3f} bits/sample, {facts['encode_s']:.1f} s"
         )
 
 
@@ -198,9 +196,9 @@ def submit(
                 if len(scenes) == 1:
                     raise
                 failures.append(scene)
-                click.echo(f"Error: {scene}: {error}", err=True)
+                click.echo(f"Error: {shown(scene)}: {error}", err=True)
                 continue
-            print(json.dumps({**facts, **_row(entry), "path": _shown(scene)}) if as_json else entry.scene_id, flush=True)
+            print(json.dumps({**facts, **_row(entry), "path": shown(scene)}) if as_json else entry.scene_id, flush=True)
     if failures:
         raise SceneError(f"{len(failures)} of {len(scenes)} scenes were not submitted")
 
@@ -324,20 +322,15 @@ def resend(scene_ids: tuple[str, ...], outbox: Path, as_json: bool) -> None:
 def _check_out(scene: Path, out: Path) -> None:
     """Refuse an OUT that would put the stream in the place of what it is made from."""
     if out.is_dir():
-        raise SceneError(f"{_shown(out)} is a folder; name a file in it, e.g. {_shown(out / scene.stem)}.dl")
+        raise SceneError(f"{shown(out)} is a folder; name a file in it, e.g. {shown(out / scene.stem)}.dl")
     if out.exists() and scene.exists() and out.samefile(scene):
-        raise SceneError(f"{_shown(out)} is the same file as the scene, which would be lost; name another OUT")
+        raise SceneError(f"{shown(out)} is the same file as the scene, which would be lost; name another OUT")
     there, target = scene.resolve(), out.resolve()
     for folder in (there, *there.parents):
         if folder.suffix.upper() == ".SAFE" and target.is_relative_to(folder):
-            raise SceneError(f"{_shown(out)} lies inside the product {_shown(folder)}; name an OUT outside of it")
+            raise SceneError(f"{shown(out)} lies inside the product {shown(folder)}; name an OUT outside of it")
     if scene.is_dir() and out.exists() and out.suffix != ".dl" and target.is_relative_to(there):
-        raise SceneError(f"{_shown(out)} is a file of the scene's folder and would be lost; name another OUT")
-
-
-def _shown(path: Path) -> str:
-    """A path that can be printed, whatever bytes its name has."""
-    return os.fsencode(path).decode(errors="replace")
+        raise SceneError(f"{shown(out)} is a file of the scene's folder and would be lost; name another OUT")
 
 
 @contextlib.contextmanager
@@ -352,7 +345,7 @@ def _encoded(scene: Path, model: str, target: Target, threads: int, spool: Path)
         from encoder_node.pipeline import encode_scene
 
         for note in source.notes:
-            click.echo(f"Note: {_shown(scene)}: {note}", err=True)
+            click.echo(f"Note: {shown(scene)}: {note}", err=True)
         encoder = PlaneEncoder(find(model), threads=threads)
         with _progress(scene.name) as progress, encode_scene(source, encoder, target, spool, progress) as encoded:
             yield encoded

@@ -1,5 +1,5 @@
 """Files that are either not there or whole, also after a power cut: temporary file, fsync, rename, fsync of the
-folder."""
+folder. And names that are not text."""
 
 from __future__ import annotations
 
@@ -37,3 +37,17 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def utf8(path: Path) -> bool:
+    """Whether a path is text: names on disk may be any bytes, which Python keeps as lone surrogates."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(path: Path) -> str:
+    """A path that can be printed, whatever bytes its name has."""
+    return os.fsencode(path).decode(errors="replace")

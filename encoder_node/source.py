@@ -21,6 +21,7 @@ import numpy.typing as npt
 from downlink.errors import SceneError
 from downlink.scene import Scene
 from downlink.tile import Window
+from encoder_node.durable import shown, utf8
 
 Pixels = npt.NDArray[Any]
 
@@ -52,6 +53,8 @@ def open_source(path: str | Path) -> Source:
     path = Path(path)
     if not path.exists():
         raise SceneError(f"{path}: no such file or folder")
+    if not utf8(path):
+        raise SceneError(f"{shown(path)}: its name is not UTF-8, so no stream can carry it; rename it")
     from encoder_node import source_array
 
     if path.suffix.lower() == ".npy":

@@ -31,6 +31,7 @@ from rasterio.windows import Window as RasterWindow
 from downlink.errors import DownlinkError, SceneError
 from downlink.scene import DTYPES, Band, Grid, Scene, Transform, printable, validate
 from downlink.tile import Window
+from encoder_node.durable import shown
 from encoder_node.source import Pixels, check_window
 from encoder_node.source_facts import acquired, advice, carry_tags, check_dtypes, nodata_value
 
@@ -80,6 +81,8 @@ def open_dataset(path: str | Path) -> Any:
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             # not rasterio.open(), which takes one driver only; an absolute path cannot be mistaken for a URL
             return DatasetReader(os.path.abspath(path), driver=list(DRIVERS))
+    except UnicodeEncodeError as error:
+        raise SceneError(f"{shown(Path(path))}: its name is not UTF-8, which GDAL needs; rename it") from error
     except rasterio.errors.RasterioIOError as error:
         raise SceneError(
             f"{path}: cannot be opened as {', '.join(DRIVERS)} ({error}); "

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from downlink.errors import SceneError
+from encoder_node.durable import shown, utf8
 from encoder_node.log import log
 from encoder_node.source_array import side_car_of
 
@@ -31,20 +32,40 @@ SETTLE_S = 2.0
 LOOK_S = 1.0
 
 
-def candidates(folder: Path) -> dict[Path, str]:
-    """The scenes in a folder, each with a signature that changes whenever the scene does."""
+def candidates(folder: Path, unusable: dict[Path, str] | None = None) -> dict[Path, str]:
+    """The scenes in a folder, each with a signature that changes whenever the scene does.
+
+    `unusable` is given those that cannot be looked at, each with the reason.
+    """
     found = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        with contextlib.suppress(FileNotFoundError):  # gone since it was listed
-            if path.suffix.upper() == ".SAFE" and path.is_dir():
-                found[path] = _signature([part for part in path.rglob("*") if part.is_file()])
-            elif path.suffix.lower() in SUFFIXES and path.is_file():
-                found[path] = _signature([path])
-            elif (side_car := side_car_of(path)) is not None and path.is_file():
-                found[path] = _signature([path, side_car])
+        reason = "its name is not UTF-8; rename it"
+        try:
+            if (signature := _candidate(path)) is None:
+                continue
+            if utf8(path):
+                found[path] = signature
+                continue
+        except FileNotFoundError:  # gone since it was listed
+            continue
+        except OSError as error:
+            reason = f"it cannot be looked at ({error.strerror})"
+        if unusable is not None:
+            unusable[path] = reason
     return found
+
+
+def _candidate(path: Path) -> str | None:
+    """The signature of a scene; None for whatever is none."""
+    if path.suffix.upper() == ".SAFE" and path.is_dir():
+        return _signature([part for part in path.rglob("*") if part.is_file()])
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        return _signature([path])
+    if (side_car := side_car_of(path)) is not None and path.is_file():
+        return _signature([path, side_car])
+    return None
 
 
 def _signature(files: Sequence[Path]) -> str:
@@ -76,16 +97,23 @@ class Watch:
     def __init__(self, folder: Path, sender: Sender, options: Sequence[str], settle_s: float = SETTLE_S) -> None:
         if not folder.is_dir():
             raise SceneError(f"{folder} is not a folder; --watch needs one that exists")
+        if not utf8(folder):
+            raise SceneError(f"{shown(folder)}: its name is not UTF-8; --watch needs one that is")
         self._folder = folder
         self._sender = sender
         self._options = [*options]
         self._settling = Settling(settle_s)
+        self._said: dict[Path, str] = {}
         self.failed: list[str] = []
 
     async def run(self) -> None:
-        """Until the sender is told to stop."""
+        """Until the sender is told to stop. A folder that is gone for a while (unmounted, say) is waited for."""
         while not self._sender.stopping.is_set():
-            await self._look()
+            try:
+                await self._look()
+                self._said.pop(self._folder, None)
+            except OSError as error:
+                self._fail(self._folder, f"the watched folder cannot be read ({error.strerror})")
             await self._sender.pause(LOOK_S)
 
     async def run_once(self, give_up_s: float) -> None:
@@ -98,7 +126,10 @@ class Watch:
 
     async def _look(self) -> list[Path]:
         """Submit what is new and settled; returns what is new and not."""
-        found = await asyncio.to_thread(candidates, self._folder)
+        unusable: dict[Path, str] = {}
+        found = await asyncio.to_thread(candidates, self._folder, unusable)
+        for path, reason in unusable.items():
+            self._fail(path, reason)
         fresh = {}
         for path, signature in found.items():
             seen = await self._sender.disk(partial(self._sender.outbox.seen, str(path)))
@@ -109,6 +140,13 @@ class Watch:
                 break
             await self._submit(path, fresh.pop(path))
         return list(fresh)
+
+    def _fail(self, path: Path, reason: str) -> None:
+        """Report a scene that cannot be submitted, once for each reason."""
+        if self._said.get(path) != reason:
+            self._said[path] = reason
+            self.failed.append(f"{shown(path)}: {reason}")
+            log.error("cannot submit", extra={"path": shown(path), "reason": reason})
 
     async def _submit(self, path: Path, signature: str) -> None:
         command = [
@@ -121,9 +159,13 @@ class Watch:
             str(self._sender.outbox.folder),
         ]
         log.info("encoding", extra={"path": str(path)})
-        child = await asyncio.create_subprocess_exec(
-            *command, "--", str(path), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *command, "--", str(path), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            )
+        except OSError as error:  # not the scene's fault: it is tried again
+            self._fail(path, f"its encoder cannot be started ({error.strerror})")
+            return
         talking = asyncio.create_task(child.communicate())
         stopping = asyncio.create_task(self._sender.stopping.wait())
         try:
@@ -143,8 +185,8 @@ class Watch:
                 f"its encoder ended with {child.returncode}"
             ]
             reason = lines[-1].removeprefix("Error: ")[:500]
-            self.failed.append(f"{path}: {reason}")
-            log.error("cannot submit", extra={"path": str(path), "reason": reason})
+            self._said.pop(path, None)  # each state of a file is reported
+            self._fail(path, reason)
         else:
-            log.info("submitted", extra={"path": str(path), "scene": said.decode().split()[0]})
+            log.info("submitted", extra={"path": str(path), "scene": said.decode(errors="replace").strip()})
         await self._sender.disk(partial(self._sender.outbox.note, str(path), signature, reason))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from downlink import limits
 from downlink.errors import SceneError
 from downlink.scene import Band
 from downlink.tile import Window
-from encoder_node import source_facts
+from encoder_node import source_facts, source_raster
 from encoder_node.source import Source, open_source
 from tests import scenes
 
@@ -265,3 +266,13 @@ def test_integer_files_of_the_corpus_come_in_and_floats_do_not() -> None:
             assert grid.nodata == dataset.nodata
             assert dataset.transform.is_identity or grid.transform == tuple(dataset.transform)[:6]
         source.close()
+
+
+@pytest.mark.parametrize("suffix", ["tif", "npy"])
+def test_a_name_that_is_not_utf8_is_said(tmp_path: Path, suffix: str) -> None:
+    strange = tmp_path / os.fsdecode(b"b\xff." + suffix.encode())
+    strange.touch()
+    with pytest.raises(SceneError, match=r"not UTF-8.*rename it"):
+        open_source(strange)
+    with pytest.raises(SceneError, match=r"not UTF-8.*rename it"):
+        source_raster.open_dataset(strange)

@@ -1,0 +1,79 @@
+"""A watched folder: no file in it, whatever its name or state, ends the watching."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from encoder_node import watch
+from encoder_node.outbox import Outbox
+from encoder_node.sender import Options, Sender
+from encoder_node.watch import Watch, candidates
+
+
+def put_strange(folder: Path) -> Path:
+    strange = folder / os.fsdecode(b"b\xff.npy")
+    np.save(folder / "a.npy", np.zeros((1, 8, 8), np.uint8))
+    (folder / "a.npy").rename(strange)
+    return strange
+
+
+def test_names_that_are_not_utf8_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    strange = put_strange(tmp_path)
+    (tmp_path / "loop.tif").symlink_to("loop.tif")
+    (tmp_path / "good.tif").touch()
+    unusable: dict[Path, str] = {}
+    assert list(candidates(tmp_path, unusable)) == [tmp_path / "good.tif"]
+    assert "not UTF-8; rename it" in unusable[strange]
+
+
+def test_they_are_said_once_and_watching_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "LOOK_S", 0.01)
+    incoming = tmp_path / "in"
+    incoming.mkdir()
+    put_strange(incoming)
+
+    async def look() -> tuple[list[str], list[str]]:
+        with Outbox(tmp_path / "box", create=True) as box:
+            sender = Sender(box, Options("127.0.0.1:1"))
+            watched = Watch(incoming, sender, [])
+            running = asyncio.create_task(watched.run())
+            await asyncio.sleep(0.3)
+            before = list(watched.failed)
+            incoming.rename(tmp_path / "away")
+            await asyncio.sleep(0.3)
+            assert not running.done()
+            sender.stop()
+            await running
+            return before, watched.failed
+
+    before, after = asyncio.run(look())
+    assert len(before) == 1
+    assert "not UTF-8" in before[0]
+    assert [line for line in after if "cannot be read" in line] == after[1:]
+    assert len(after) == 2
+
+
+def test_an_encoder_that_cannot_be_started_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((1, 8, 8), np.uint8))
+
+    async def no(*_: Any, **__: Any) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", no)
+
+    async def look() -> list[str]:
+        with Outbox(tmp_path / "box", create=True) as box:
+            watched = Watch(tmp_path, Sender(box, Options("127.0.0.1:1")), [], settle_s=0)
+            await watched._look()
+            await watched._look()
+            assert box.seen(str(tmp_path / "a.npy")) is None  # tried again
+            return watched.failed
+
+    [said] = asyncio.run(look())
+    assert "cannot be started" in said
