@@ -158,6 +158,7 @@ def encode(scene: Path, out: Path, model: str, threads: int, as_json: bool, **_:
 @click.option(
     "--priority", type=click.IntRange(-1000, 1000), default=0, show_default=True, help="The larger, the sooner."
 )
+@click.option("--unless-delivered", is_flag=True, help="Do nothing about a scene that the ground has had already.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per scene.")
 def submit(
     scenes: tuple[Path, ...],
@@ -165,13 +166,16 @@ def submit(
     model: str,
     threads: int,
     priority: int,
+    unless_delivered: bool,
     as_json: bool,
     **_: object,
 ) -> None:
     """Encode each SCENE and keep it in the outbox until the ground has it.
 
     A scene's id is printed when the scene is safe on disk: from then on it is not lost, whatever happens to this
-    machine's power. The same scene submitted twice is one scene. A .dl file made by `encode` is queued as it is.
+    machine's power. The same scene submitted twice is one scene, of the higher priority of the two. One that was
+    delivered before is queued once more: the ground answers at once if it still has it. A .dl file made by `encode` is
+    queued as it is.
 
     \b
     encoder-node submit a.tif b.tif --outbox /var/lib/encoder-node
@@ -187,10 +191,11 @@ def submit(
             began = time.monotonic()
             try:
                 if scene.suffix == ".dl":
-                    entry, facts = _submit_stream(box, scene, priority)
+                    entry, facts = _submit_stream(box, scene, priority, again=not unless_delivered)
                 else:
                     with _encoded(scene, model, target, threads, outbox) as encoded:
-                        entry = box.submit(encoded.manifest_bytes, encoded.chunks(), priority=priority)
+                        packed, chunks = encoded.manifest_bytes, encoded.chunks()
+                        entry = box.submit(packed, chunks, priority=priority, again=not unless_delivered)
                         facts = _facts(encoded, began)
             except (DownlinkError, OSError) as error:
                 if len(scenes) == 1:
@@ -296,7 +301,7 @@ def status(outbox: Path, as_json: bool) -> None:
     """
     from encoder_node.outbox import Outbox
 
-    with Outbox(outbox) as box:
+    with Outbox(outbox, read_only=True) as box:
         _print_entries(box.entries(), as_json)
 
 
@@ -368,13 +373,13 @@ def _progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
         yield advance
 
 
-def _submit_stream(box: Any, path: Path, priority: int) -> tuple[Entry, dict[str, Any]]:
+def _submit_stream(box: Any, path: Path, priority: int, *, again: bool) -> tuple[Entry, dict[str, Any]]:
     """Queue a stream file as it is."""
     from downlink.stream import StreamReader
 
     with path.open("rb") as file:
         reader = StreamReader(file)
-        entry: Entry = box.submit(reader.manifest_bytes, reader.chunks(), priority=priority)
+        entry: Entry = box.submit(reader.manifest_bytes, reader.chunks(), priority=priority, again=again)
         return entry, {"raw_bytes": reader.manifest.scene.raw_bytes}
 
 

@@ -2,7 +2,7 @@
 
 When `submit` has returned, the scene is on disk, whole, and survives a power cut: WAL with `synchronous=FULL`, one
 transaction for the manifest and all chunks. Its chunks go only when the ground has said that the scene is durable;
-the row stays, so that submitting the same scene again is answered from it. Several processes may use one outbox:
+the row stays, so that a watched scene that is found again is answered from it. Several processes may use one outbox:
 `submit` while `run` sends.
 
 States: queued (to be sent), delivered (durable on the ground, chunks gone), refused (the ground does not take it;
@@ -85,22 +85,24 @@ class Entry:
 
 
 class Outbox:
-    """An open outbox. `create` makes the folder and the file when they are missing."""
+    """An open outbox. `create` makes the folder and the file when they are missing. With `read_only`, entries can be
+    listed without the right to write; nothing else works then."""
 
-    def __init__(self, folder: Path, *, create: bool = False) -> None:
+    def __init__(self, folder: Path, *, create: bool = False, read_only: bool = False) -> None:
         path = folder / FILE
         self.folder = folder
         with _guarded(folder):
+            if read_only:
+                self._db = _open_to_read(path)
+                return
             if create and not folder.is_dir():
                 folder.mkdir(parents=True, exist_ok=True)
                 sync_folder(folder.parent)
             elif not path.exists():
-                raise OutboxError(f"{folder} holds no outbox ({FILE} is missing); `encoder-node submit` makes one")
+                raise _missing(folder)
             # Threads: the sender keeps to one worker thread of its own.
             self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, VERSION):
-                raise OutboxError(f"{path} is of version {version}, this program knows {VERSION}; update this program")
+            version = _version(self._db, path)
             if version == 0:
                 self._db.execute("PRAGMA page_size = 16384")  # fewer, longer overflow pages for chunks
                 self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -124,21 +126,29 @@ class Outbox:
     def close(self) -> None:
         self._db.close()
 
-    def submit(self, packed: bytes, chunks: Iterable[bytes], *, priority: int = 0) -> Entry:
+    def submit(self, packed: bytes, chunks: Iterable[bytes], *, priority: int = 0, again: bool = False) -> Entry:
         """Keep a scene: its packed manifest and all its chunks, pages first. Durable when this returns.
 
-        A scene that is here already stays as it is, delivered or not, with two exceptions: one that the ground
-        refused is queued again, and one whose chunks are damaged gets them anew.
+        A scene that is here already stays as it is, but for its priority, which is raised to `priority` if that is
+        higher. With three exceptions: one that the ground refused is queued again, one whose chunks are damaged gets
+        them anew, and so does a delivered one if it is to go `again`: the ground may have lost it since, and answers
+        at once if it has not.
         """
         manifest = Manifest.unpack(packed)
         name = scene_id(packed)
         with _guarded(self.folder), self._transaction():
-            row = self._db.execute("SELECT number, state FROM scenes WHERE scene_id = ?", (name,)).fetchone()
+            query = "SELECT number, state, priority FROM scenes WHERE scene_id = ?"
+            row = self._db.execute(query, (name,)).fetchone()
             if row is not None and row[1] == "refused":
                 self._requeue(name)
-            if row is not None and row[1] != "damaged":
+            if row is not None and row[1] != "damaged" and not (again and row[1] == "delivered"):
+                if row[1] != "delivered":
+                    query = "UPDATE scenes SET priority = max(priority, ?) WHERE number = ?"
+                    self._db.execute(query, (priority, row[0]))
                 return self.entry(name)
             if row is not None:
+                if row[1] == "damaged":
+                    priority = max(priority, row[2])
                 self._delete_chunks(row[0])
                 self._db.execute("DELETE FROM scenes WHERE number = ?", (row[0],))
             number = self._db.execute(
@@ -324,6 +334,39 @@ class Outbox:
                 self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+
+
+def _missing(folder: Path) -> OutboxError:
+    return OutboxError(f"{folder} holds no outbox ({FILE} is missing); `encoder-node submit` makes one")
+
+
+def _version(db: sqlite3.Connection, path: Path) -> int:
+    """The version of an outbox, 0 for one that is being made; refuses those of a later program."""
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version not in (0, VERSION):
+        raise OutboxError(f"{path} is of version {version}, this program knows {VERSION}; update this program")
+    return version
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    """An outbox, without the right to write it, and without waiting for anybody."""
+    if not path.exists():
+        raise _missing(path.parent)
+    modes = ["mode=ro"]
+    if not path.with_name(path.name + "-wal").exists():  # nobody has it open, so it does not change; SQLite wants
+        modes.append("mode=ro&immutable=1")  # to make that file even so, which a folder of others does not allow
+    for mode in modes:
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", timeout=BUSY_S, isolation_level=None, uri=True)
+        try:
+            if _version(db, path) == 0:
+                raise _missing(path.parent)
+        except BaseException as error:
+            db.close()
+            if isinstance(error, sqlite3.OperationalError) and mode != modes[-1]:
+                continue
+            raise
+        return db
+    raise AssertionError
 
 
 @contextmanager

@@ -154,6 +154,7 @@ class Watch:
             "-m",
             "encoder_node",
             "submit",
+            "--unless-delivered",  # a file that was only touched is not a wish
             *self._options,
             "--outbox",
             str(self._sender.outbox.folder),

@@ -233,3 +233,14 @@ def test_a_name_may_be_as_long_as_the_file_system_takes(scene: Path, tmp_path: P
     out = tmp_path / ("é" * 124 + ".dl")
     assert call("encode", scene, out).exit_code == 0
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_a_delivered_scene_is_queued_again_by_submit_but_not_by_watching(encoded: Path, tmp_path: Path) -> None:
+    box = tmp_path / "box"
+    name = call("submit", encoded, "--outbox", box).stdout.strip()
+    with Outbox(box) as opened:
+        opened.delivered(name)
+    assert "submit the scene itself again" in call("resend", name, "--outbox", box).stderr
+    for option, state in (("--unless-delivered", "delivered"), ("--priority=0", "queued")):
+        assert call("submit", encoded, "--outbox", box, option).exit_code == 0
+        assert call("status", "--outbox", box).stdout.split()[1] == state

@@ -64,6 +64,56 @@ def test_the_same_scene_twice_is_one_scene(box: Outbox) -> None:
     assert box.due(9) == []
 
 
+def test_a_delivered_scene_goes_again_when_that_is_asked_for(box: Outbox) -> None:
+    made = stream()
+    submit(box, made, 5)
+    box.delivered(made.id)
+    entry = box.submit(made.packed, made.chunks, priority=1, again=True)
+    assert (entry.state, entry.priority, entry.settled_at) == ("queued", 1, None)
+    assert [scene.scene_id for scene in box.due(9)] == [made.id]
+    indexes = sorted(made.sent)
+    assert [chunk.content for chunk in box.load(made.id, indexes)] == [made.chunks[index] for index in indexes]
+    box.delivered(made.id)
+    assert [entry.state for entry in box.entries()] == ["delivered"]
+
+
+def test_a_queued_scene_submitted_again_gets_the_higher_priority(box: Outbox) -> None:
+    for seed in (0, 1):
+        submit(box, stream(seed))
+    assert box.submit(stream(1).packed, stream(1).chunks, priority=7).priority == 7
+    assert box.submit(stream(1).packed, stream(1).chunks, priority=3).priority == 7
+    assert [scene.scene_id for scene in box.due(9)] == [stream(1).id, stream(0).id]
+
+
+@pytest.mark.parametrize("writing", [True, False])
+def test_it_can_be_listed_without_the_right_to_write(box: Outbox, writing: bool) -> None:
+    submit(box, stream())
+    if not writing:
+        box.close()
+    before = {path.name: path.stat().st_mtime_ns for path in box.folder.iterdir() if not path.name.endswith("-shm")}
+    box.folder.chmod(0o555)
+    try:
+        with Outbox(box.folder, read_only=True) as reader:
+            assert [entry.scene_id for entry in reader.entries()] == [stream().id]
+            with pytest.raises(OutboxError, match="readonly"):
+                reader.damaged(stream().id, "")
+    finally:
+        box.folder.chmod(0o755)
+    after = {path.name: path.stat().st_mtime_ns for path in box.folder.iterdir()}
+    assert before.items() <= after.items()
+
+
+def test_what_is_no_outbox_is_said_to_those_who_read(tmp_path: Path) -> None:
+    for content in (None, b""):
+        if content is not None:
+            (tmp_path / FILE).write_bytes(content)
+        with pytest.raises(OutboxError, match="holds no outbox"):
+            Outbox(tmp_path, read_only=True)
+    (tmp_path / FILE).write_bytes(b"no database, " * 1000)
+    with pytest.raises(OutboxError, match="does not work"):
+        Outbox(tmp_path, read_only=True)
+
+
 def test_chunks_go_only_when_the_scene_is_delivered(box: Outbox) -> None:
     one, other = stream(0), stream(1)
     for made in (one, other):
