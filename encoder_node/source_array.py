@@ -13,7 +13,9 @@ file is optional and all of it may be left out; what it repeats (sizes, dtype) m
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
 from typing import Literal
+from zipfile import BadZipFile
 
 import msgspec
 import numpy as np
@@ -72,7 +74,9 @@ def side_car_of(path: Path) -> Path | None:
     """The JSON file that describes the raw pixels in `path`, if there is one."""
     if path.suffix.lower() not in (".bsq", ".raw", ".bin", ".dat", ".img"):
         return None
-    candidates = (path.with_name(path.name + ".json"), path.with_suffix(".json"))
+    candidates = [path.with_name(path.name + ".json")]
+    if not path.with_suffix(".hdr").is_file():  # ENVI says what the pixels are; a .json beside it is something else
+        candidates.append(path.with_suffix(".json"))
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
@@ -80,7 +84,7 @@ def open_npy(path: Path) -> ArraySource:
     """Open a 2-D or 3-D `.npy`."""
     try:
         pixels: Pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, OverflowError, SyntaxError, TokenError, BadZipFile) as error:
         raise SceneError(f"{path}: cannot be read as .npy ({error}); write it with numpy.save") from error
     if not isinstance(pixels, np.ndarray):
         raise SceneError(f"{path}: holds several arrays; save the scene alone with numpy.save")

@@ -109,7 +109,9 @@ def check_dtypes(dtypes: Iterable[str], what: str) -> str:
     return found[0]
 
 
-def advice(dtype: str, low: float | None = None, high: float | None = None, whole: bool = False) -> str:
+def advice(
+    dtype: str, low: float | None = None, high: float | None = None, whole: bool = False, holes: bool = False
+) -> str:
     """What to do with pixels of a dtype that is not taken, given their range and whether all are whole numbers."""
     taken = "uint8, uint16 and int16 are taken."
     if dtype == "bool":
@@ -127,8 +129,9 @@ def advice(dtype: str, low: float | None = None, high: float | None = None, whol
                     f"{taken} All its values are whole numbers from {low:g} to {high:g}, so nothing is lost as {name}: "
                     f"`gdal_translate -ot {gdal} IN OUT`"
                 )
-    step = (high - low) / 65535
+    first, nodata = (1, " -a_nodata 0") if holes else (0, "")  # what lies below the range becomes 0
+    step = (high - low) / (65535 - first)
     return (
-        f"{taken} Its values go from {low:g} to {high:g}: `gdal_translate -ot UInt16 -scale {low:g} {high:g} 0 65535 "
-        f"IN OUT` brings them in, in steps of {step:.3g}"
+        f"{taken} Its values go from {low:g} to {high:g}: `gdal_translate -ot UInt16 -scale {low:g} {high:g} "
+        f"{first} 65535{nodata} IN OUT` brings them in, in steps of {step:.3g}"
     )

@@ -146,23 +146,37 @@ def describe(dataset: Any, what: str) -> tuple[Grid, dict[str, str], list[str]]:
     return grid, tags, notes + nodata_notes
 
 
-def look(dataset: Any) -> tuple[float | None, float | None, bool]:
-    """(lowest, highest, are all whole numbers) of the finite pixels, strip by strip, up to a bound on work."""
+def look(dataset: Any) -> tuple[float | None, float | None, bool, bool]:
+    """(lowest, highest, are all whole numbers, are there holes), strip by strip, up to a bound on work.
+
+    Holes are pixels that are not finite or equal their band's nodata value. The range is that of the others, unless
+    everything, nodata included, is a whole number: then nodata has to fit as well.
+    """
     if np.dtype(dataset.dtypes[0]).kind not in "iuf":
-        return None, None, False
-    low, high, whole, seen = math.inf, -math.inf, True, 0
+        return None, None, False, False
+    low, high, whole, holes, seen = math.inf, -math.inf, True, False, 0
+    every_low, every_high = math.inf, -math.inf
     rows = max(1, (1 << 22) // max(1, dataset.width * dataset.count))
     for row in range(0, dataset.height, rows):
         strip = _read(dataset, RasterWindow(0, row, dataset.width, min(rows, dataset.height - row)))
-        finite = strip[np.isfinite(strip)]
+        finite = np.isfinite(strip)
+        known = finite.copy()
+        for pixels, valid, nodata in zip(strip, known, dataset.nodatavals, strict=True):
+            if nodata is not None:
+                valid &= pixels != nodata
         seen += strip.size
-        if finite.size:
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-            whole = whole and finite.size == strip.size and bool(np.all(finite == np.trunc(finite)))
+        holes = holes or not known.all()
+        whole = whole and bool(finite.all()) and bool(np.all(strip == np.trunc(strip)))
+        if known.any():
+            low, high = min(low, float(strip[known].min())), max(high, float(strip[known].max()))
+        if whole:
+            every_low, every_high = min(every_low, float(strip.min())), max(every_high, float(strip.max()))
         if seen > _LOOK_SAMPLES_MAX:
             whole = False  # not known of the rest
             break
-    return (None, None, False) if low > high else (low, high, whole)
+    if low > high:
+        return None, None, False, holes
+    return (every_low, every_high, True, holes) if whole else (low, high, False, holes)
 
 
 def crs_text(crs: CRS | None) -> str | None:
@@ -218,6 +232,12 @@ def _not_carried(dataset: Any) -> list[str]:
         notes.append("its validity mask is not carried: write it as a nodata value (`gdalwarp -dstnodata`) to keep it")
     if ColorInterp.palette in dataset.colorinterp:
         notes.append("it has a colour table, which is not carried: classes do not survive lossy coding")
+    for index, meaning in zip(dataset.indexes, dataset.colorinterp, strict=True):
+        if meaning == ColorInterp.alpha:
+            notes.append(
+                f"band {index} is an alpha band and is coded like any other, with loss: turn it into a nodata value "
+                "first (`gdalwarp -dstnodata`) if it must stay exact"
+            )
     if dataset.subdatasets:
         notes.append(f"{len(dataset.subdatasets)} further images in the file are not read")
     return notes

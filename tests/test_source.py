@@ -149,7 +149,7 @@ def test_a_geotiff_comes_in_exactly(tmp_path: Path, dtype: str, shape: tuple[int
     grid = source.scene.grids[0]
     assert np.array_equal(whole(source), pixels)
     assert (grid.dtype, grid.shape, grid.nodata, grid.crs, grid.transform) == (dtype, shape, 0, "EPSG:32633", place)
-    assert source.notes == ()
+    assert not [note for note in source.notes if "alpha" not in note]  # GDAL takes a fourth 8-bit band for alpha
 
 
 def test_names_wavelengths_tags_scales_and_time_are_carried(tmp_path: Path) -> None:
@@ -276,3 +276,38 @@ def test_a_name_that_is_not_utf8_is_said(tmp_path: Path, suffix: str) -> None:
         open_source(strange)
     with pytest.raises(SceneError, match=r"not UTF-8.*rename it"):
         source_raster.open_dataset(strange)
+
+
+def test_advice_for_floats_leaves_nodata_out_of_the_range(tmp_path: Path) -> None:
+    pixels = np.linspace(0.01, 0.26, 400, dtype=np.float32).reshape(1, 20, 20)
+    pixels[0, :3] = -9999
+    path = tmp_path / "reflectance.tif"
+    profile = {"driver": "GTiff", "count": 1, "height": 20, "width": 20, "dtype": "float32", "nodata": -9999}
+    with rasterio.open(path, "w", **profile) as dataset:
+        dataset.write(pixels)
+    with pytest.raises(SceneError, match=r"-scale 0\.0475\d* 0\.26 1 65535 -a_nodata 0"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04junk", b"\x93NUMPY\x01\x00v\x00{'descr': (((", b"\x93NUMPY"])
+def test_a_corrupt_npy_is_a_sentence(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.npy"
+    path.write_bytes(content)
+    with pytest.raises(SceneError):
+        open_source(path)
+
+
+def test_an_alpha_band_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rgba.tif"
+    profile = {
+        "driver": "GTiff",
+        "count": 4,
+        "height": 8,
+        "width": 8,
+        "dtype": "uint8",
+        "photometric": "RGB",
+        "alpha": "YES",
+    }
+    with rasterio.open(path, "w", **profile) as dataset:
+        dataset.write(np.full((4, 8, 8), 200, np.uint8))
+    assert any("band 4 is an alpha band" in note for note in open_source(path).notes)
