@@ -93,7 +93,9 @@ def _targets(command: Command) -> Command:
         click.option(
             "--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="Threads of the network."
         ),
-        click.option("--psnr", "psnr", type=float, metavar="DB", help="Aim at this PSNR, against 10000."),
+        click.option(
+            "--psnr", "psnr", type=float, metavar="DB", help="Aim at this PSNR, against 10000 (255 for 8-bit scenes)."
+        ),
         click.option("--bits-per-sample", type=float, metavar="R", help="Aim at this rate."),
         click.option(
             "--quality", type=float, metavar="Q", help="Quality, 0 to 120: 8 more halve the error. Default 50."
