@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -91,12 +92,23 @@ def _onnx(
         verbose=False,
     )
     assert program is not None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.onnx"
-        program.save(str(path))
-        if list(Path(folder).iterdir()) != [path]:
-            raise ConfigError("the exporter wrote weights beside the graph; the bundle needs one file")
-        return path.read_bytes()
+    return _bare(program.model_proto)
+
+
+def _bare(model: onnx.ModelProto) -> bytes:
+    """The file's bytes, weights inside, without what the exporter notes of where each node came from: stack traces with
+    this machine's paths."""
+    for node in model.graph.node:
+        node.ClearField("doc_string")
+        del node.metadata_props[:]
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+        value.ClearField("doc_string")
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise ConfigError("the exporter left weights outside the graph; the bundle needs one file")
+    return model.SerializeToString()
 
 
 def graphs(codec: PlaneCodec) -> dict[str, bytes]:
