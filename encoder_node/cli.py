@@ -336,8 +336,9 @@ def _check_out(scene: Path, out: Path) -> None:
     for folder in (there, *there.parents):
         if folder.suffix.upper() == ".SAFE" and target.is_relative_to(folder):
             raise SceneError(f"{shown(out)} lies inside the product {shown(folder)}; name an OUT outside of it")
-    if scene.is_dir() and out.exists() and out.suffix != ".dl" and target.is_relative_to(there):
-        raise SceneError(f"{shown(out)} is a file of the scene's folder and would be lost; name another OUT")
+    beside = target.parent == there.parent and out.name.startswith(scene.stem)  # its side-car or header, perhaps
+    if out.exists() and out.suffix != ".dl" and (beside or (scene.is_dir() and target.is_relative_to(there))):
+        raise SceneError(f"{shown(out)} looks like a part of the scene and would be lost; name another OUT")
 
 
 @contextlib.contextmanager

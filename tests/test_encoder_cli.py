@@ -244,3 +244,13 @@ def test_a_delivered_scene_is_queued_again_by_submit_but_not_by_watching(encoded
     for option, state in (("--unless-delivered", "delivered"), ("--priority=0", "queued")):
         assert call("submit", encoded, "--outbox", box, option).exit_code == 0
         assert call("status", "--outbox", box).stdout.split()[1] == state
+
+
+def test_encode_never_writes_over_a_side_car_of_its_scene(tmp_path: Path) -> None:
+    scene, side_car = tmp_path / "made.bsq", tmp_path / "made.bsq.json"
+    scene.write_bytes(bytes(32))
+    side_car.write_text('{"bands": 1, "height": 4, "width": 4, "dtype": "uint16"}')
+    result = CliRunner().invoke(main, ["encode", str(scene), str(side_car)])
+    assert result.exit_code == 1
+    assert "would be lost" in result.output
+    assert side_car.read_text().startswith("{")
