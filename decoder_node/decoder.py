@@ -31,9 +31,10 @@ from downlink.tile import Tile, TileGrid
 Values = NDArray[np.float32]
 PLANES_AT_ONCE = 8
 """Planes of a tile that pass the synthesis together: bounds memory for hundreds of bands."""
-PLANE_TILES_AT_ONCE = 64
 TILES_AT_ONCE = 4
-"""Tiles of a row that are entropy-decoded together: the prior's calls are shared, memory stays small."""
+"""Tiles of a row that are entropy-decoded together, so that they share the prior's calls …"""
+PLANE_TILES_AT_ONCE = 64
+"""… but no more than so many planes in all, so that hundreds of bands stay in bounded memory."""
 
 
 class PlaneDecoder:

@@ -55,3 +55,15 @@ def test_it_saves_bits_at_equal_error(bundle: Bundle, monkeypatch: pytest.Monkey
     for exactness, size in refined:
         assert plain[0][0] < exactness < plain[-1][0]
         assert size < np.interp(exactness, *zip(*plain, strict=True))
+
+
+def test_latents_wholly_beyond_a_scenes_edge_are_zeros(bundle: Bundle):
+    encoder = PlaneEncoder(bundle)
+    side = 32 + 2 * encoder.spec.encoder_halo
+    planes = (50 * np.random.default_rng(0).normal(size=(2, side, side))).astype(np.float32)
+    levels = np.array([54, 54], np.uint8)
+    latent = encoder.analyse(planes, levels, core=(9, 17)).latent
+    assert not latent[:, :, 2:].any()
+    assert not latent[:, :, :, 3:].any()
+    assert latent[:, :, 1, 2].any()
+    assert encoder.analyse(planes, levels).latent[:, :, 2:, 3:].any()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from downlink.context import level_of
 from training.config import ConfigError, Corpus, Run
 
 Pixels = NDArray[np.float32]
@@ -163,8 +164,6 @@ class Sampler:
         return out
 
     def _example(self, count: int) -> tuple[Pixels, list[int]]:
-        from downlink.context import level_of
-
         weight = self.weight * (self.most_bands >= count)
         group = self.members[int(self.random.choice(len(self.members), p=weight / weight.sum()))]
         picture = self.pictures[int(self.random.choice(group))]

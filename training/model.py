@@ -26,7 +26,6 @@ HYPER = 4
 """Latents per hyper-latent along a side."""
 HALO = 8
 """Pixels beyond a tile's core that Analysis must see: one latent for its 3x3 convolution."""
-DECODER_HALO_EXTRA = 1
 ACTIVATION_LIMIT = 255
 HYPER_LIMIT = 31
 MEAN_LIMIT = 2047

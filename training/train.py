@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 import torch
 
+from downlink.context import level_of
 from training.card import commit
 from training.config import Run
 from training.corpus import Batch, Picture, Sampler, read_corpus, spectral_basis
@@ -35,8 +36,6 @@ VALIDATION_QUALITIES = (24.0, 34.0, 46.0, 58.0)
 
 def validation_batches(pictures: list[Picture], run: Run, limit: int = 24) -> list[tuple[float, float, Batch]]:
     """Centre crops of held-out pictures, all bands, at fixed qualities: (quality, step, batch of one crop)."""
-    from downlink.context import level_of
-
     chosen = pictures[:: max(1, len(pictures) // limit)][:limit]
     out = []
     side = run.corpus.crop + 2 * HALO
