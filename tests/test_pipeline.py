@@ -133,6 +133,15 @@ def test_a_lost_tile_changes_nothing_beyond_its_neighbours_halo(encoder, decoder
     assert not changed.any()
 
 
+def test_a_tile_of_which_nothing_arrived_is_nodata(encoder, decoder):
+    pixels = picture(2, 300, 300, seed=4)
+    pixels[0, 0, 0] = pixels[1, 0, 0] = 1
+    with encode_scene(source(pixels, 1), encoder, Target(quality=44)) as encoded:
+        partial = decoded(encoded, decoder, frozenset(encoded.manifest.layout().latents_of(0, 0)))
+    assert (partial[:, :256, :256] == 1).all()
+    assert (partial[:, 256:, 256:] != 1).all()
+
+
 def test_layers_refine_and_the_first_is_already_a_picture(encoder, decoder):
     pixels = picture(3, 200, 200, seed=6)
     errors = []
