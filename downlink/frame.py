@@ -20,6 +20,7 @@ FRAME_CONTENT_BYTES_MAX: Final = (
 )  # chunk bytes in one frame: far enough below gRPC's 1 MiB, two of the largest chunks
 FRAME_RANGES_MAX: Final = 4096  # ranges in one frame: at most 13 bytes each on the wire
 OPEN_SCENES_MAX: Final = 4  # per stream: each may cost the ground some 17 MiB of chunk list and bitmaps
+RETRY_S_MAX: Final = 86_400  # a ground never sends an edge away for longer; a damaged frame might
 REASON_BYTES_MAX: Final = 1024  # a sentence or two for a person
 
 
@@ -89,6 +90,7 @@ class SceneState:
     state: State
     missing: tuple[Range, ...] = ()
     refusal: Refusal | None = None
+    payload_sha256: bytes = b""  # with DURABLE: what was verified over the stored bytes
 
 
 @dataclass(frozen=True, slots=True)

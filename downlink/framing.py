@@ -2,7 +2,8 @@
 
 Refuses, with `LinkError`, everything that protobuf lets through and the schema's comments forbid: ids that are not 32
 bytes, empty chunks, chunks and manifests over their bounds, ranges that are empty, unordered, touching, too many or
-past the largest chunk number, texts over their bound, unknown states. What needs knowledge of a scene (is that index
+past the largest chunk number, texts over their bound, unknown states, and words that only damage can have made
+(durable without a hash, refused without a reason). What needs knowledge of a scene (is that index
 below its chunk count?) is the sessions' business.
 """
 
@@ -16,6 +17,7 @@ from downlink.frame import (
     FRAME_CONTENT_BYTES_MAX,
     FRAME_RANGES_MAX,
     REASON_BYTES_MAX,
+    RETRY_S_MAX,
     Ack,
     Chunk,
     Chunks,
@@ -33,7 +35,7 @@ from downlink.frame import (
 from downlink.ranges import Range
 from downlink.wire import link_pb2 as pb
 
-SCENE_ID_BYTES = 32
+DIGEST_BYTES = 32  # of a SHA-256; scene ids are such
 
 
 def edge_message(frame: EdgeFrame) -> pb.EdgeFrame:
@@ -55,7 +57,7 @@ def ground_message(frame: GroundFrame) -> pb.GroundFrame:
         case Welcome(revision, software, open_scenes_max):
             welcome = pb.Welcome(revision=revision, software=software, open_scenes_max=open_scenes_max)
             return pb.GroundFrame(welcome=welcome)
-        case SceneState(scene_id, state, missing, refusal):
+        case SceneState(scene_id, state, missing, refusal, payload_sha256):
             answer = None
             if refusal is not None:
                 name = pb.RefusalCode.Name(refusal.code)
@@ -65,6 +67,7 @@ def ground_message(frame: GroundFrame) -> pb.GroundFrame:
                 state=pb.State.Name(state),
                 missing=_ranges_out(missing),
                 refusal=answer,
+                payload_sha256=payload_sha256,
             )
             return pb.GroundFrame(scene_state=message)
         case Ack(scene_id, committed):
@@ -108,13 +111,13 @@ def ground_frame(message: pb.GroundFrame) -> GroundFrame | None:
             number = int(state.state)
             if number not in {int(known) for known in State}:
                 raise LinkError(f"scene {scene_id[:12]}…: state {number} is not known to this edge; update it")
-            refusal = None
-            if number == State.REFUSED:
-                codes = {int(code): code for code in RefusalCode}
-                code = codes.get(int(state.refusal.code), RefusalCode.UNSUPPORTED)
-                reason = _text(state.refusal.message, REASON_BYTES_MAX, "Refusal.message")
-                refusal = Refusal(code, reason, state.refusal.retry_after_s)
-            return SceneState(scene_id, State(number), missing, refusal)
+            if number == State.DURABLE and len(state.payload_sha256) != DIGEST_BYTES:
+                raise LinkError(
+                    f"scene {scene_id[:12]}… is called durable with a hash of {len(state.payload_sha256)} bytes, a "
+                    f"SHA-256 has {DIGEST_BYTES}: the frame is damaged, or the ground is older than this edge"
+                )
+            refusal = _refusal_in(scene_id, state.refusal) if number == State.REFUSED else None
+            return SceneState(scene_id, State(number), missing, refusal, state.payload_sha256)
         case "ack":
             ack = message.ack
             return Ack(_scene_id(ack.scene_id, "Ack"), _ranges_in(ack.committed, "Ack.committed"))
@@ -124,6 +127,21 @@ def ground_frame(message: pb.GroundFrame) -> GroundFrame | None:
             return Resend(_scene_id(resend.scene_id, "Resend"), _ranges_in(resend.ranges, "Resend.ranges"), reason)
         case _:
             return None
+
+
+def _refusal_in(scene_id: str, message: pb.Refusal) -> Refusal:
+    """A refusal. What no ground says is damage, and a code that we do not know is no last word: a scene must not be
+    given up for one flipped bit."""
+    number, retry_s = int(message.code), message.retry_after_s
+    if number == 0 or not message.message:
+        raise LinkError(f"scene {scene_id[:12]}… is refused with code {number} and no reason: the frame is damaged")
+    codes = {int(code): code for code in RefusalCode}
+    code = codes.get(number)
+    if code is None:
+        code, retry_s = RefusalCode.UNSUPPORTED, retry_s or RETRY_S_MAX
+    if code in (RefusalCode.EXHAUSTED, RefusalCode.BUSY) and not retry_s:
+        raise LinkError(f"scene {scene_id[:12]}… is refused as {code.name} for ever: the frame is damaged")
+    return Refusal(code, _text(message.message, REASON_BYTES_MAX, "Refusal.message"), min(retry_s, RETRY_S_MAX))
 
 
 def _chunks_in(message: pb.Chunks) -> Chunks:
@@ -146,8 +164,8 @@ def _chunks_in(message: pb.Chunks) -> Chunks:
 
 
 def _scene_id(raw: bytes, where: str) -> str:
-    if len(raw) != SCENE_ID_BYTES:
-        raise LinkError(f"{where}.scene_id has {len(raw)} bytes, a SHA-256 has {SCENE_ID_BYTES}")
+    if len(raw) != DIGEST_BYTES:
+        raise LinkError(f"{where}.scene_id has {len(raw)} bytes, a SHA-256 has {DIGEST_BYTES}")
     return raw.hex()
 
 

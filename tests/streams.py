@@ -11,6 +11,7 @@ import numpy as np
 
 from downlink.action import Outgoing
 from downlink.chunk import ChunkList, GridCoding, Layout
+from downlink.frame import SceneState, State
 from downlink.manifest import Manifest, scene_id
 from downlink.scene import Band, Grid, Scene
 from downlink.stream import write_stream
@@ -27,6 +28,11 @@ class Stream:
     @property
     def id(self) -> str:
         return scene_id(self.packed)
+
+    @property
+    def durable(self) -> SceneState:
+        """What the ground says when it has all of it."""
+        return SceneState(self.id, State.DURABLE, payload_sha256=Manifest.unpack(self.packed).payload_sha256)
 
     @property
     def lengths(self) -> np.ndarray:

@@ -81,7 +81,7 @@ def test_the_finished_stream_is_the_file_that_the_encoder_writes(tmp_path: Path)
     made = stream()
     ground = Ground(tmp_path)
     ground.send(made, ground.missing(made))
-    assert ground.states[-1] == SceneState(made.id, State.DURABLE)
+    assert ground.states[-1] == made.durable
     assert final(tmp_path, made).read_bytes() == made.file
     assert list((tmp_path / "inbox").iterdir()) == []
     assert ground.acked == made.sent
@@ -114,7 +114,7 @@ def test_a_finished_scene_leaves_a_tombstone(tmp_path: Path) -> None:
     ground.send(made, ground.missing(made))
     ground.close()
     again = Ground(tmp_path)
-    assert again.offer(made) == SceneState(made.id, State.DURABLE)
+    assert again.offer(made) == made.durable
     again.send(made, [0, 1])
     assert final(tmp_path, made).read_bytes() == made.file
     assert list((tmp_path / "inbox").iterdir()) == []

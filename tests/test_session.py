@@ -361,6 +361,31 @@ def test_a_manifest_under_a_wrong_id_is_refused() -> None:
     assert action.frame.refusal.code is RefusalCode.CORRUPT
 
 
+def test_an_offer_that_came_damaged_is_asked_for_again() -> None:
+    made = stream()
+    ground, store = greeted()
+    [action] = ground.receive(Offer(made.id, made.packed[:-1] + b"?"), 0.0)
+    assert isinstance(action, Send)
+    assert action.frame.refusal.retry_after_s > 0
+    [action] = ground.receive(Offer(made.id, made.packed), 1.0)
+    assert isinstance(action, Open)
+    ground.opened(made.id, store.open(action.incoming), 1.0)
+    assert isinstance(ground.receive(Chunks(made.id, (chunk(made, 0),), True), 1.0)[0], Commit)
+
+
+def test_a_scene_refused_for_want_of_space_is_taken_later_on_the_same_stream() -> None:
+    made = stream()
+    ground, store = greeted()
+    [action] = ground.receive(Offer(made.id, made.packed), 0.0)
+    assert isinstance(action, Open)
+    full = SceneState(made.id, State.REFUSED, (), Refusal(RefusalCode.EXHAUSTED, "full", 60))
+    assert ground.opened(made.id, full, 0.0) == [Send(full)]
+    [action] = ground.receive(Offer(made.id, made.packed), 60.0)
+    assert isinstance(action, Open)
+    ground.opened(made.id, store.open(action.incoming), 60.0)
+    assert isinstance(ground.receive(Chunks(made.id, (chunk(made, 0),), True), 60.0)[0], Commit)
+
+
 def test_no_more_scenes_than_allowed_are_open() -> None:
     ground, store = greeted()
     for seed in range(OPEN_SCENES_MAX):
@@ -471,7 +496,7 @@ def test_late_chunks_and_offers_of_a_finished_scene_are_answered_durable() -> No
     made = stream()
     world = World([made])
     world.heal()
-    durable = Send(SceneState(made.id, State.DURABLE))
+    durable = Send(made.durable)
     assert world.ground.receive(Chunks(made.id, (chunk(made, 0),)), 0.0) == [durable]
     world.outbox = {made.id: made}
     before = world.sent_chunks
@@ -523,6 +548,9 @@ def test_two_streams_may_carry_one_scene() -> None:
     assert {arrival.index for arrival in commit.arrivals} == made.sent - {part.index for part in parts[:5]}
     store.commit(commit)
     assert isinstance(two.committed(commit, 0.0)[-1], Finish)
+    # and the stream that brought none of the last chunks is not left waiting for its scene
+    again = one.receive(Chunks(made.id, (chunk(made, 0),)), 0.0)
+    assert again == [Send(Ack(made.id, (Range(0, 1),))), Finish(incoming)]
 
 
 # --- the edge ---
@@ -603,7 +631,7 @@ def test_silence_ends_a_stream_only_while_something_is_owed() -> None:
     assert edge.tick(17.9) == []
     [close] = edge.tick(18.0)
     assert isinstance(close, Close)
-    edge.receive(SceneState(stream().id, State.DURABLE), 9.0)
+    edge.receive(stream().durable, 9.0)
     assert edge.deadline is None
 
 
@@ -626,6 +654,18 @@ def test_frames_about_unknown_scenes_are_ignored() -> None:
         SceneState(other, State.RECEIVING, (Range(0, 9),)),
     ):
         assert edge.receive(frame, 0.0) == []
+
+
+def test_nothing_is_forgotten_for_a_durable_without_the_manifests_hash() -> None:
+    """One flipped bit makes DURABLE of REFUSED, and no checksum of gRPC's sees it."""
+    made = stream()
+    for lie in (b"", bytes(32), stream(1).durable.payload_sha256):
+        edge = EdgeSession("edge")
+        edge.offer(made.outgoing(), 0.0)
+        [action] = edge.receive(replace(made.durable, payload_sha256=lie), 0.0)
+        assert isinstance(action, Close)
+        assert edge.open == {made.id}
+    assert edge.receive(made.durable, 0.0) == [Delivered(made.id)]
 
 
 def test_a_withdrawn_scene_is_sent_no_more() -> None:

@@ -25,6 +25,7 @@ from downlink.frame import (
     GROUP_S,
     OPEN_SCENES_MAX,
     REASON_BYTES_MAX,
+    RETRY_S_MAX,
     Ack,
     Chunk,
     Chunks,
@@ -108,10 +109,12 @@ edge_frames = st.one_of(
     st.builds(Offer, ids, st.binary(min_size=1, max_size=99), st.integers(-(2**31), 2**31 - 1)),
     st.builds(Chunks, ids, st.lists(chunks, min_size=1, max_size=5).map(tuple), st.booleans()),
 )
-refusals = st.builds(Refusal, st.sampled_from(RefusalCode), words, st.integers(0, 2**32 - 1))
+reasons = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=40)
+refusals = st.builds(Refusal, st.sampled_from(RefusalCode), reasons, st.integers(1, RETRY_S_MAX))
 ground_frames = st.one_of(
     st.builds(Welcome, st.integers(0, 2**32 - 1), words, st.integers(1, 2**32 - 1)),
-    st.builds(SceneState, ids, st.sampled_from([State.RECEIVING, State.DURABLE]), ranges),
+    st.builds(SceneState, ids, st.just(State.RECEIVING), ranges),
+    st.builds(SceneState, ids, st.just(State.DURABLE), payload_sha256=st.binary(min_size=32, max_size=32)),
     st.builds(SceneState, ids, st.just(State.REFUSED), st.just(()), refusals),
     st.builds(Ack, ids, ranges),
     st.builds(Resend, ids, ranges, words),
@@ -200,6 +203,24 @@ def test_texts_of_a_peer_are_cut_and_cleaned() -> None:
     frame = edge_frame(pb.EdgeFrame(hello=pb.Hello(revision=1, software="x\x1b[2J\n")))
     assert isinstance(frame, Hello)
     assert frame.software == "x?[2J?"
+
+
+def test_no_scene_is_given_up_or_forgotten_for_a_flipped_bit() -> None:
+    """Every bit of every answer, one at a time: what comes out is no final word that was not said."""
+    full = Refusal(RefusalCode.EXHAUSTED, "full", 60)
+    states = (SceneState(ID, State.RECEIVING, (Range(0, 9),)), SceneState(ID, State.REFUSED, (), full))
+    for said in states:
+        raw = ground_message(said).SerializeToString()
+        for bit in range(8 * len(raw)):
+            flipped = bytearray(raw)
+            flipped[bit // 8] ^= 1 << bit % 8
+            try:
+                heard = ground_frame(pb.GroundFrame.FromString(bytes(flipped)))
+            except (DecodeError, LinkError):
+                continue
+            if isinstance(heard, SceneState) and heard.scene_id == ID:
+                assert heard.state is not State.DURABLE
+                assert heard.refusal is None or 0 < heard.refusal.retry_after_s <= RETRY_S_MAX
 
 
 def test_frames_of_a_later_ground_are_ignored() -> None:

@@ -113,16 +113,18 @@ class Chunk(_message.Message):
     def __init__(self, index: _Optional[int] = ..., crc32c: _Optional[int] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class SceneState(_message.Message):
-    __slots__ = ("scene_id", "state", "missing", "refusal")
+    __slots__ = ("scene_id", "state", "missing", "refusal", "payload_sha256")
     SCENE_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_SHA256_FIELD_NUMBER: _ClassVar[int]
     scene_id: bytes
     state: State
     missing: _containers.RepeatedCompositeFieldContainer[Range]
     refusal: Refusal
-    def __init__(self, scene_id: _Optional[bytes] = ..., state: _Optional[_Union[State, str]] = ..., missing: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+    payload_sha256: bytes
+    def __init__(self, scene_id: _Optional[bytes] = ..., state: _Optional[_Union[State, str]] = ..., missing: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., payload_sha256: _Optional[bytes] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("code", "message", "retry_after_s")
