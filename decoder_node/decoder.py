@@ -15,15 +15,16 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from downlink import dct, selftest
 from downlink import mask as masks
-from downlink import selftest
 from downlink.bundle import Bundle
 from downlink.chunk import ChunkKey, GridCoding, Kind, Layout
-from downlink.errors import BundleError, Malformed, Unsupported
-from downlink.latent import Symbols, TileCode, TileSymbols, decode_tiles
+from downlink.errors import Malformed, Unsupported
+from downlink.latent import GROUPS, TileCode, TileSymbols, decode_tiles
+from downlink.lattice import Lattice
 from downlink.manifest import Manifest
 from downlink.plane import FrontEnd, unpack_front_end
-from downlink.scene import Grid
+from downlink.prior import FEATURES, GRAPHS, Prior
 from downlink.spec import plane_spec
 from downlink.table import Tables
 from downlink.tile import Tile, TileGrid
@@ -48,49 +49,38 @@ class PlaneDecoder:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        provider = ["CPUExecutionProvider"]
-        self._prior = onnxruntime.InferenceSession(bundle.file("prior.onnx"), options, providers=provider)
-        self._synthesis = onnxruntime.InferenceSession(bundle.file("decoder.onnx"), options, providers=provider)
+
+        def session(name: str) -> onnxruntime.InferenceSession:
+            return onnxruntime.InferenceSession(bundle.file(name), options, providers=["CPUExecutionProvider"])
+
+        self._synthesis = session("decoder.onnx")
+        self._sessions = {name: session(name) for name in (FEATURES, *GRAPHS)}
+        self.prior = Prior(lambda name, inputs: self._sessions[name].run(None, inputs)[0])
         selftest.check(self.spec, self.prior, bundle.file("selftest.json"), bundle.name)
 
-    def prior(
-        self,
-        hyper: Symbols,
-        own: NDArray[np.int16],
-        before: NDArray[np.int16],
-        energy: NDArray[np.int16],
-        levels: NDArray[np.uint8],
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        """Scale index and mean (eighths) of every latent: `downlink.latent.Prior`."""
-        arrays: dict[str, NDArray[Any]] = {"hyper": hyper, "own": own, "before": before, "energy": energy}
-        inputs = {name: array.astype(np.float32) for name, array in arrays.items()}
-        inputs["level"] = levels.astype(np.float32).reshape(-1, 1, 1, 1)
-        index, mean = self._prior.run(["index", "mean"], inputs)
-        return index.astype(np.uint8), mean.astype(np.int32)
-
     def synthesise(self, values: Values, levels: NDArray[np.uint8]) -> Values:
-        """Latent values (planes, latents, h, w) -> planes (planes, h * patch, w * patch) in steps."""
+        """Latent values (planes, 64, h, w) -> coefficients (planes, 64, h, w) in steps; levels (planes, 4)."""
         before = np.concatenate([np.zeros_like(values[:1]), values[:-1]])
-        size = (values.shape[2] * self.spec.patch, values.shape[3] * self.spec.patch)
-        out = np.zeros((len(values), *size), np.float32)
+        out = np.zeros_like(values)
         # A plane of zeros that follows a plane of zeros is its mean, exactly: constant scenes come back as they were.
         alive = np.flatnonzero(values.any(axis=(1, 2, 3)) | before.any(axis=(1, 2, 3)))
         for first in range(0, len(alive), PLANES_AT_ONCE):
             part = alive[first : first + PLANES_AT_ONCE]
-            level = levels[part].astype(np.float32).reshape(-1, 1, 1, 1)
+            level = levels[part].astype(np.float32)[:, :, None, None]
             inputs = {"symbols": values[part], "before": before[part], "level": level}
-            out[part] = self._synthesis.run(["pixels"], inputs)[0][:, 0]
+            out[part] = self._synthesis.run(None, inputs)[0]
         return out
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of tiles of a grid, decoded: `pixels` (bands, rows, width) in the grid's dtype, from pixel row `row`.
-    `missing` is the share of the row's latent chunks that were not there."""
+class LatticeRow:
+    """One row of tiles of a lattice, decoded, from lattice row `row`: `full` (bands of its resolution, rows, width) and
+    `half` (bands of half of it, half as many rows and columns, rounded up) in the grid's dtype. `missing` is the share
+    of the row's latent chunks that were not there."""
 
-    grid: int
     row: int
-    pixels: NDArray[Any]
+    full: NDArray[Any]
+    half: NDArray[Any]
     missing: float
 
 
@@ -103,45 +93,47 @@ class _DecodedTile:
     nodata: NDArray[np.bool_] | None
 
 
-class _GridDecoder:
-    """Decodes one grid of a stream."""
+class LatticeDecoder:
+    """Decodes one lattice of a stream."""
 
     def __init__(
         self,
         manifest: Manifest,
+        lattice: Lattice,
         layout: Layout,
         number: int,
         chunk: Callable[[int], bytes | None],
         decoder: PlaneDecoder,
     ) -> None:
-        self.grid: Grid = manifest.scene.grids[number]
+        self.lattice, self.grid = lattice, lattice.grid
         self.coding: GridCoding = manifest.codings[number]
         self.layout, self.number, self.chunk, self.decoder = layout, number, chunk, decoder
         self.tiles: TileGrid = layout.tiles(number)
         spec = decoder.spec
-        if self.coding.method != "planes" or self.coding.groups != len(spec.groups):
+        if self.coding.method != "planes" or self.coding.groups != GROUPS:
             raise Unsupported(
-                f"grid {number}: coded by {self.coding.method!r} in {self.coding.groups} groups, bundle "
-                f"{decoder.bundle.name} decodes 'planes' in {len(spec.groups)}; the manifest and its bundle disagree"
+                f"lattice {number}: coded by {self.coding.method!r} in {self.coding.groups} groups, bundle "
+                f"{decoder.bundle.name} decodes 'planes' in {GROUPS}; the manifest and its bundle disagree"
             )
         if self.coding.tile % spec.tile_multiple:
             raise Malformed(
-                f"grid {number}: tiles of {self.coding.tile} px are not whole multiples of {spec.tile_multiple} px"
+                f"lattice {number}: tiles of {self.coding.tile} px are not whole multiples of {spec.tile_multiple} px"
             )
         side = chunk(layout.index(ChunkKey(Kind.SIDE, grid=number)))
         self.front_end: FrontEnd | None = None
         self.code: TileCode | None = None
         if side is not None:
-            self.front_end = unpack_front_end(side, len(self.grid.bands), self.coding.planes)
-            self.code = TileCode(spec, decoder.tables, self.front_end.levels, self.coding.planes_per_chunk)
+            self.front_end = unpack_front_end(side, lattice.half, lattice.weights, self.coding.planes)
+            levels, turn = self.front_end.levels, self.front_end.turn
+            self.code = TileCode(spec, decoder.tables, levels, turn, self.coding.planes_per_chunk)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[LatticeRow]:
         """All rows, top to bottom."""
         above: list[_DecodedTile] = []
         here, missing = self._entropy_decode(0)
         for row in range(self.tiles.rows):
             below, missing_below = self._entropy_decode(row + 1) if row + 1 < self.tiles.rows else ([], 0.0)
-            yield Row(self.number, self.tiles.row_window(row).row, self._pixels(above, here, below), missing)
+            yield LatticeRow(self.tiles.row_window(row).row, *self._pixels(above, here, below), missing)
             for decoded in here:  # of the row above, only the halo is needed again
                 if decoded.values is not None:
                     decoded.values = decoded.values[:, :, -self.decoder.spec.decoder_halo :].copy()
@@ -180,7 +172,7 @@ class _GridDecoder:
                         chunks[key.group, key.block] = payload
                 if self.code is None or (0, 0) not in chunks:
                     continue
-                height, width = (side // self.decoder.spec.patch for side in tile.coded)
+                height, width = (side // dct.BLOCK for side in tile.coded)
                 symbols = TileSymbols(self.code, height, width, chunks)
                 decoded.values = symbols.value
                 by_size.setdefault((height, width), []).append(symbols)
@@ -188,33 +180,61 @@ class _GridDecoder:
                 decode_tiles(group, self.decoder.prior)
         return out, absent / max(1, total)
 
-    def _pixels(self, above: list[_DecodedTile], here: list[_DecodedTile], below: list[_DecodedTile]) -> NDArray[Any]:
-        bands, _, width = self.grid.shape
-        out = np.empty((bands, here[0].tile.window.height, width), self.grid.dtype)
+    def _pixels(
+        self, above: list[_DecodedTile], here: list[_DecodedTile], below: list[_DecodedTile]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        half = self.lattice.half
+        _, _, width = self.grid.shape
+        height = here[0].tile.window.height
+        out = (
+            np.empty((int((~half).sum()), height, width), self.grid.dtype),
+            np.empty((int(half.sum()), -(-height // 2), -(-width // 2)), self.grid.dtype),
+        )
         for column, decoded in enumerate(here):
-            window = decoded.tile.window
-            out[:, :, window.col : window.col + window.width] = self._tile_pixels(above, here, below, column)
+            first, last = decoded.tile.window.col, decoded.tile.window.col + decoded.tile.window.width
+            full, coarse = self._tile_pixels(above, here, below, column)
+            out[0][:, :, first:last] = full
+            out[1][:, :, first // 2 : -(-last // 2)] = coarse
         return out
 
     def _tile_pixels(
         self, above: list[_DecodedTile], here: list[_DecodedTile], below: list[_DecodedTile], column: int
-    ) -> NDArray[Any]:
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Full and half bands of one tile's window."""
         decoded = here[column]
-        window, bands = decoded.tile.window, len(self.grid.bands)
-        limits = np.iinfo(self.grid.dtype)
+        window, half = decoded.tile.window, self.lattice.half
         if decoded.values is None or self.front_end is None:
-            if self.grid.nodata is not None:
-                return np.full((bands, window.height, window.width), self.grid.nodata, self.grid.dtype)
-            mean = np.zeros(bands) if self.front_end is None else self.front_end.mean
-            flat = np.clip(mean, limits.min, limits.max).astype(self.grid.dtype)
-            return np.broadcast_to(flat[:, None, None], (bands, window.height, window.width))
+            return self._absent(~half, window.height, window.width), self._absent(
+                half, -(-window.height // 2), -(-window.width // 2)
+            )
         values, top, left = self._with_halo([above, here, below], column)
         planes = self.decoder.synthesise(values, self.front_end.levels)
-        patch = self.decoder.spec.patch
-        core = planes[:, top * patch : top * patch + window.height, left * patch : left * patch + window.width]
-        pixels = self.front_end.inverse(np.ascontiguousarray(core), self.coding.step)
-        whole = np.clip(np.rint(pixels), limits.min, limits.max).astype(self.grid.dtype)
-        return self._restore_nodata(whole, decoded.nodata)
+        high, wide = -(-window.height // dct.BLOCK), -(-window.width // dct.BLOCK)
+        core = np.ascontiguousarray(planes[:, :, top : top + high, left : left + wide])
+        coefficients = self.front_end.inverse(core, self.coding.step)
+        nodata = decoded.nodata
+        if nodata is not None:
+            nodata = np.broadcast_to(nodata, (half.size, window.height, window.width))
+        full = self._whole(dct.inverse(coefficients[~half])[:, : window.height, : window.width])
+        full = self._restore_nodata(full, None if nodata is None else nodata[~half])
+        if not half.any():
+            return full, full[:0]
+        coarse = self._whole(dct.inverse(coefficients[half, : dct.HALF_CHANNELS], half=True))
+        coarse = coarse[:, : -(-window.height // 2), : -(-window.width // 2)]
+        return full, self._restore_nodata(coarse, None if nodata is None else nodata[half, ::2, ::2])
+
+    def _whole(self, pixels: Values) -> NDArray[Any]:
+        limits = np.iinfo(self.grid.dtype)
+        return np.clip(np.rint(pixels), limits.min, limits.max).astype(self.grid.dtype)
+
+    def _absent(self, chosen: NDArray[np.bool_], height: int, width: int) -> NDArray[Any]:
+        """Pixels of bands of which nothing has arrived: nodata, or the mean colour where there is no such value."""
+        count = int(chosen.sum())
+        if self.grid.nodata is not None:
+            return np.full((count, height, width), self.grid.nodata, self.grid.dtype)
+        mean = np.zeros(count) if self.front_end is None else self.front_end.mean[chosen]
+        flat = self._whole(np.asarray(mean, np.float32))
+        return np.broadcast_to(flat[:, None, None], (count, height, width))
 
     def _restore_nodata(self, pixels: NDArray[Any], nodata: NDArray[np.bool_] | None) -> NDArray[Any]:
         """Write nodata where the mask says so, and nowhere else: a valid pixel that came out as the nodata value
@@ -225,7 +245,7 @@ class _GridDecoder:
         beside = value + 1 if value < np.iinfo(self.grid.dtype).max else value - 1
         pixels[pixels == value] = beside
         if nodata is not None:
-            pixels[np.broadcast_to(nodata, pixels.shape)] = value
+            pixels[nodata] = value
         return pixels
 
     def _with_halo(self, rows: list[list[_DecodedTile]], column: int) -> tuple[Values, int, int]:
@@ -264,19 +284,3 @@ def _overlap(side: int, have: int, before: int, core: int, after: int) -> tuple[
         return slice(0, core), slice(before, before + core)
     count = min(after, have)
     return slice(0, count), slice(before + core, before + core + count)
-
-
-def decode_rows(manifest: Manifest, chunk: Callable[[int], bytes | None], decoder: PlaneDecoder) -> Iterator[Row]:
-    """Decode a stream row by row: grid 0 top to bottom, then grid 1, and so on.
-
-    `chunk(i)` gives chunk i's checked payload, or None where it has not arrived. Raises BundleError if `decoder` is
-    of another bundle, StreamError subclasses for payloads that cannot be what the manifest says.
-    """
-    if decoder.bundle.id != manifest.bundle:
-        raise BundleError(
-            f"scene was coded with bundle {manifest.bundle_name} {manifest.bundle.hex()[:16]}…, this decoder is "
-            f"{decoder.bundle.name} {decoder.bundle.id.hex()[:16]}…; give the decoder that bundle"
-        )
-    layout = manifest.layout()
-    for number in range(len(manifest.scene.grids)):
-        yield from _GridDecoder(manifest, layout, number, chunk, decoder).rows()

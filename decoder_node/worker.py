@@ -39,7 +39,7 @@ from downlink.manifest import Manifest
 from downlink.stream import StreamReader
 
 if TYPE_CHECKING:
-    from decoder_node.decoder import Row
+    from decoder_node.compose import Row
 
 NEEDS_GROUND = "pip install 'latent-downlink[ground]' brings it"
 STOP_S = 4.0  # a decoding that is nearly done may end; the others begin anew at the next start
@@ -76,7 +76,8 @@ def decode_stream(source: Path, target: Path, model_folders: Sequence[Path], thr
     is not, `OutputError` when an output would replace the stream itself or is a folder.
     """
     try:
-        from decoder_node.decoder import PlaneDecoder, decode_rows
+        from decoder_node.compose import decode_rows
+        from decoder_node.decoder import PlaneDecoder
         from decoder_node.raster import output_paths, write_cog
     except ImportError as error:
         raise MissingExtra(f"decoding needs {error.name}; {NEEDS_GROUND}") from error

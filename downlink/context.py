@@ -1,8 +1,13 @@
 """What the prior may know of a symbol before it is decoded, in integers only.
 
 The prior network (``prior.onnx``) is exact on every machine because each of its inputs is a small integer made here
-from symbols that both ends already share: the companded symbols of earlier channel groups, of the plane before, and
-the running energy of all planes before. No float enters. Refuses nothing: any int32 symbol has a companded value.
+from symbols that both ends already share: the companded symbols of earlier subbands and of the plane before, the
+running energy of all planes before, and what neighbouring blocks' means say of a block's own. No float enters.
+Refuses nothing: any int32 symbol has a companded value.
+
+A block's mean (channel 0) is coded in two passes over a checkerboard: first the anchors, then the others, each
+predicted from its four anchors (checkerboard context: He et al. 2021). Once all means are known, their slopes predict
+the first horizontal and vertical frequency of every block (as JPEG's AC prediction does).
 
 Shapes: symbols of one plane are (channels, height, width) at latent resolution, any leading axes allowed.
 """
@@ -66,3 +71,54 @@ def level_of(deviation: float, step: float) -> int:
         return 0
     level = round(LEVELS_PER_OCTAVE * float(np.log2(deviation / step))) + LEVEL_ZERO
     return max(0, min(LEVEL_LIMIT, level))
+
+
+NEAR_LIMIT = 1 << 17
+"""Predictions from neighbours stay within this: times a trust below 2^6 they are exact in float32."""
+ROTATION_SHIFT = 6
+
+Integers = NDArray[np.int32]
+
+
+def anchors(height: int, width: int) -> NDArray[np.bool_]:
+    """Blocks whose mean is coded first: the even fields of a checkerboard, (height, width)."""
+    rows, cols = np.ogrid[:height, :width]
+    return np.asarray((rows + cols) % 2 == 0)
+
+
+def _neighbours(values: Integers, fill: int) -> list[Integers]:
+    """The field above, below, left and right of every field, `fill` beyond the edge; (..., h, w) each."""
+    padded = np.pad(values, [(0, 0)] * (values.ndim - 2) + [(1, 1), (1, 1)], constant_values=fill)
+    return [padded[..., :-2, 1:-1], padded[..., 2:, 1:-1], padded[..., 1:-1, :-2], padded[..., 1:-1, 2:]]
+
+
+def near(means: Integers) -> tuple[Integers, NDArray[np.int16]]:
+    """What a block's four neighbours say of its mean: their average in eighths (floor), and the companded width of
+    their range.
+
+    `means` are the symbols of channel 0, (..., h, w) with h, w >= 2; only neighbours are looked at.
+    """
+    values = np.clip(means, -NEAR_LIMIT // 8, NEAR_LIMIT // 8)
+    total = sum(_neighbours(values, 0))
+    height, width = values.shape[-2:]
+    count = sum(_neighbours(np.ones((height, width), np.int32), 0))
+    widest = np.maximum.reduce(_neighbours(values, -NEAR_LIMIT))
+    lowest = np.minimum.reduce(_neighbours(values, NEAR_LIMIT))
+    return (total * 8 // count).astype(np.int32), compand(widest - lowest)
+
+
+def rotation(to_rows: NDArray[np.int16], from_rows: NDArray[np.int16], unit: int) -> NDArray[np.int64]:
+    """What planes of one basis are in another, in units of 1/64: (planes to, planes from), from quantised rows whose
+    products are in units of 1 / unit."""
+    product = to_rows.astype(np.int64) @ from_rows.astype(np.int64).T
+    return (2 * (product << ROTATION_SHIFT) + unit) // (2 * unit)
+
+
+def slopes(means: Integers, turn: NDArray[np.int64]) -> Integers:
+    """How a tile's block means fall from left to right and from top to bottom, turned into subband 1's planes:
+    (planes, 2, h, w) from means (planes of subband 0, h, w)."""
+    values = np.clip(means, -NEAR_LIMIT // 8, NEAR_LIMIT // 8)
+    padded = np.pad(values, [(0, 0), (1, 1), (1, 1)], mode="edge").astype(np.float64)  # exact: sums stay below 2^53
+    both = np.stack([padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]], axis=1)
+    turned = np.floor(np.tensordot(turn.astype(np.float64), both, axes=1) / (1 << ROTATION_SHIFT))
+    return np.clip(turned, -NEAR_LIMIT, NEAR_LIMIT).astype(np.int32)

@@ -1,73 +1,77 @@
 """Symbols of one tile <-> its latent chunks: which symbols travel in which chunk, in which order, under which tables.
 
-A tile's symbols are `latent` int32 (planes, latents, h, w) and `hyper` int32 (planes, hyper_latents, h/4, w/4). Chunk
-(group, block) carries the channels of one group for a block of `planes_per_chunk` planes: first, in group 0 only, the
-hyper-latents of all planes of the block as one segment, then one segment per plane, each in C order. See
-docs/format.md, "Latent chunk".
-
-The prior is passed in as a function, so that nothing here knows of onnxruntime.
+A tile's symbols are `latent` int32 (planes, 64, h, w) and `hyper` int32 (planes, hyper_latents, h/4, w/4). Chunk
+(group, block) carries one subband for a block of `planes_per_chunk` planes: first, in group 0 only, the hyper-latents
+of all planes of the block as one segment, then the segments of one plane after the other; each in C order. The block
+means (group 0) are two segments per plane: the anchors of the checkerboard, then the others. Planes of which a subband
+is not sent (level 0) have no segment there. See docs/format.md, "Latent chunk".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from downlink.context import compand, next_energy
+from downlink.context import anchors, compand, next_energy, slopes
+from downlink.dct import CHANNELS, SUBBANDS, subband
 from downlink.errors import Corrupt
+from downlink.prior import PASSES_OF_SUBBAND, Contexts, KnownTile, Prior, Symbols, earlier, expect_known
 from downlink.spec import PlaneSpec
 from downlink.symbol import SymbolDecoder, SymbolEncoder
 from downlink.table import Tables
 
-Symbols = NDArray[np.int32]
-Prior = Callable[
-    [NDArray[np.int32], NDArray[np.int16], NDArray[np.int16], NDArray[np.int16], NDArray[np.uint8]],
-    tuple[NDArray[np.uint8], NDArray[np.int32]],
-]
-"""(hyper, own, before, energy, levels), one row per plane -> scale index and mean (eighths), each (n, latents, h,
-w)."""
+GROUPS = len(SUBBANDS)
 
 
 @dataclass(frozen=True)
 class TileCode:
-    """How a tile is coded: sizes, tables, the planes' levels and how many planes share a chunk."""
+    """How a tile is coded: sizes, tables, the planes' levels (planes, 4), how subband 1's planes see those of subband
+    0 (`turn`), and how many planes share a chunk."""
 
     spec: PlaneSpec
     tables: Tables
     levels: NDArray[np.uint8]
+    turn: NDArray[np.int64]
     planes_per_chunk: int
 
     @property
     def planes(self) -> int:
-        return int(self.levels.size)
+        return int(self.levels.shape[0])
 
     @property
     def blocks(self) -> int:
         return -(-self.planes // self.planes_per_chunk)
 
-    def block_planes(self, block: int) -> range:
-        """Planes of a block."""
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Planes of which each subband is sent: always the first ones."""
+        return tuple(int(n) for n in np.count_nonzero(self.levels, axis=0))
+
+    def block_planes(self, block: int, band: int | None = None) -> range:
+        """Planes of a block; with `band`, those of which that subband is sent."""
         first = block * self.planes_per_chunk
-        return range(first, min(first + self.planes_per_chunk, self.planes))
+        last = self.planes if band is None else self.counts[band]
+        return range(first, max(first, min(first + self.planes_per_chunk, last)))
 
     def hyper_index(self, planes: range, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Scale index of hyper-latents of these planes: (planes, hyper_latents, h/4, w/4)."""
         table = np.array(self.spec.hyper_index, dtype=np.uint8)
-        rows = table[self.levels[planes.start : planes.stop]]
+        rows = table[self.levels[planes.start : planes.stop, 1]]
         return np.ascontiguousarray(np.broadcast_to(rows[:, :, None, None], shape))
 
 
-def contexts(latent: Symbols) -> tuple[NDArray[np.int16], NDArray[np.int16], NDArray[np.int16]]:
-    """own, before, energy of all planes of a tile whose symbols are known: each (planes, latents, h, w)."""
+def contexts(latent: Symbols, turn: NDArray[np.int64]) -> tuple[NDArray[np.int16], KnownTile]:
+    """Companded symbols, and the contexts of all planes of a tile whose symbols are known."""
     own = compand(latent)
     before, energy = np.zeros_like(own), np.zeros_like(own)
     before[1:] = own[:-1]
     for plane in range(1, len(own)):
         energy[plane] = next_energy(energy[plane - 1], own[plane - 1])
-    return own, before, energy
+    return own, KnownTile(before, energy, slopes(latent[: turn.shape[1], 0], turn))
 
 
 def _hyper_segment(code: TileCode, hyper: Symbols, block: int) -> tuple[Symbols, NDArray[np.uint8], Symbols]:
@@ -80,16 +84,21 @@ def tile_segments(
     code: TileCode, latent: Symbols, hyper: Symbols, prior: Prior
 ) -> Iterator[tuple[int, int, Symbols, NDArray[np.uint8], Symbols]]:
     """Every segment of a tile in stream order: (group, block, values, index, mean)."""
-    own, before, energy = contexts(latent)
-    index, mean = prior(hyper, own, before, energy, code.levels)
-    for group in range(len(code.spec.groups)):
-        channels = code.spec.group_channels(group)
+    own, known = contexts(latent, code.turn)
+    index, mean = expect_known(prior, hyper, latent, own, known, code.levels)
+    anchor = anchors(*latent.shape[-2:])
+    for group in range(GROUPS):
+        channels = subband(group)
         for block in range(code.blocks):
             if group == 0:
                 yield group, block, *_hyper_segment(code, hyper, block)
-            for plane in code.block_planes(block):
+            for plane in code.block_planes(block, group):
                 part = np.s_[plane, channels]
-                yield group, block, latent[part].ravel(), index[part].ravel(), mean[part].ravel()
+                if group:
+                    yield group, block, latent[part].ravel(), index[part].ravel(), mean[part].ravel()
+                    continue
+                for half in (anchor, ~anchor):
+                    yield group, block, latent[plane, 0][half], index[plane, 0][half], mean[plane, 0][half]
 
 
 def encode_tile(code: TileCode, latent: Symbols, hyper: Symbols, prior: Prior) -> dict[tuple[int, int], bytes]:
@@ -107,17 +116,17 @@ def tile_bits(code: TileCode, latent: Symbols, hyper: Symbols, prior: Prior) -> 
 
 
 class TileSymbols:
-    """A tile being decoded: what is known so far. `decoded_groups` counts whole groups; the rest keeps the prior's
-    mean."""
+    """A tile being decoded: what is known so far; where nothing was received, the prior's mean stands."""
 
     def __init__(self, code: TileCode, height: int, width: int, chunks: dict[tuple[int, int], bytes]) -> None:
         spec, planes = code.spec, code.planes
         self.code, self.chunks = code, chunks
-        self.latent = np.zeros((planes, spec.latents, height, width), np.int32)
+        self.latent = np.zeros((planes, CHANNELS, height, width), np.int32)
         self.hyper = np.zeros((planes, spec.hyper_latents, height // spec.hyper, width // spec.hyper), np.int32)
         self.own = np.zeros(self.latent.shape, np.int16)
         self.value = np.zeros(self.latent.shape, np.float32)
         """Symbols where they were received, the prior's mean where not: what the synthesis sees."""
+        self.slope = np.zeros((0, 2, height, width), np.int32)
         self.broken = False
         self._decoder: SymbolDecoder | None = None
 
@@ -140,16 +149,30 @@ class TileSymbols:
                 )
             part[...] = values.reshape(part.shape)
 
-    def take(self, group: int, plane: int, index: NDArray[np.uint8], mean: NDArray[np.int32]) -> None:
-        """Decode one plane's segment of the open chunk; index and mean are the prior's, (latents, h, w)."""
-        channels = self.code.spec.group_channels(group)
+    def take(
+        self,
+        plane: int,
+        channels: slice,
+        where: NDArray[np.bool_] | None,
+        index: NDArray[np.uint8],
+        mean: NDArray[np.int32],
+    ) -> None:
+        """Decode one segment of the open chunk; index and mean are the prior's, (channels, h, w), `where` (h, w) the
+        blocks it holds (None: all)."""
+        if where is not None:
+            index, mean = index[:, where], mean[:, where]
+        at = channels if where is None else (channels, where)
         if self._decoder is None:
-            self.value[plane, channels] = mean[channels] / np.float32(8)
+            self.value[plane][at] = mean / np.float32(8)
             return
-        values = self._decoder.take(index[channels].ravel(), mean[channels].ravel()).reshape(mean[channels].shape)
-        self.latent[plane, channels] = values
-        self.own[plane, channels] = compand(values)
-        self.value[plane, channels] = values
+        values = self._decoder.take(index.ravel(), mean.ravel()).reshape(mean.shape)
+        self.latent[plane][at] = values
+        self.own[plane][at] = compand(values)
+        self.value[plane][at] = values
+
+    def means_known(self) -> None:
+        """After group 0: the slopes that predict subband 1."""
+        self.slope = slopes(self.latent[: self.code.turn.shape[1], 0], self.code.turn)
 
     def end(self) -> None:
         """Close the open chunk: everything must have been consumed."""
@@ -159,27 +182,41 @@ class TileSymbols:
 
 
 def decode_tiles(tiles: list[TileSymbols], prior: Prior) -> None:
-    """Decode the chunks of tiles of one size together: the prior runs once per group and plane for all of them."""
+    """Decode the chunks of tiles of one size together: the prior runs once per pass and plane for all of them."""
     if not tiles:
         return
     code = tiles[0].code
-    spec = code.spec
-    for group in range(len(spec.groups)):
-        end = spec.groups[group]
-        energy = np.zeros((len(tiles), *tiles[0].own.shape[1:]), np.int16)
+    height, width = tiles[0].latent.shape[-2:]
+    anchor = anchors(height, width)
+    features: dict[int, NDArray[np.float32]] = {}
+    for group in range(GROUPS):
+        channels = subband(group)
+        energy = np.zeros((len(tiles), channels.stop - channels.start, height, width), np.int16)
         before = np.zeros_like(energy)
         for block in range(code.blocks):
             for tile in tiles:
                 tile.begin(group, block)
-            for plane in code.block_planes(block):
-                hyper = np.stack([tile.hyper[plane] for tile in tiles])
-                own = np.stack([tile.own[plane] for tile in tiles])
-                levels = np.full(len(tiles), code.levels[plane], np.uint8)
-                index, mean = prior(hyper, own, before, energy, levels)
-                for at, tile in enumerate(tiles):
-                    tile.take(group, plane, index[at], mean[at])
-                known = np.stack([tile.own[plane] for tile in tiles])
-                known[:, end:] = 0  # later groups are not known yet on either side of the link
-                energy, before = next_energy(energy, known), known
+            for plane in code.block_planes(block, group):
+                if plane not in features:
+                    features[plane] = prior.features(np.stack([tile.hyper[plane] for tile in tiles]))
+                levels = np.broadcast_to(code.levels[plane], (len(tiles), GROUPS))
+                for number in PASSES_OF_SUBBAND[group]:
+                    own = np.stack([tile.own[plane, : max(1, channels.start)] for tile in tiles])
+                    known = Contexts(
+                        energy,
+                        before,
+                        earlier(own, number, anchor),
+                        np.stack([tile.latent[plane, 0] for tile in tiles]) if number == 1 else None,
+                        np.stack([tile.slope[plane] for tile in tiles]) if number == 2 else None,
+                    )
+                    index, mean = prior.expect(number, features[plane], levels, known)
+                    where = (anchor, ~anchor)[number] if group == 0 else None
+                    for at, tile in enumerate(tiles):
+                        tile.take(plane, channels, where, index[at], mean[at])
+                before = np.stack([tile.own[plane, channels] for tile in tiles])
+                energy = next_energy(energy, before)
             for tile in tiles:
                 tile.end()
+        if group == 0:
+            for tile in tiles:
+                tile.means_known()

@@ -36,6 +36,7 @@ ROW_SAMPLES_MAX: Final = 2**20
 
 # The stream.
 CHUNK_BYTES_MAX: Final = 256 * KIB  # the unit of loss and of acknowledgement: 2 s at 1 Mbit/s
+SIDE_VALUES_MAX: Final = 100_000  # entries of all KLT rows of a lattice, so that a side chunk stays a chunk
 CHUNKS_MAX: Final = 2**20  # per scene, with pages; 40 MB of ledger at worst
 PAGE_CHUNKS: Final = 16_384  # chunks listed by one page; 7 bytes each at most = 112 KiB, so a page is a chunk as well
 TILE_PX_MAX: Final = 256  # so that 16 bit-packed masks (128 KiB) always fit a chunk

@@ -26,6 +26,7 @@ from downlink import scene as scenes
 from downlink.checksum import crc32c
 from downlink.chunk import ChunkList, GridCoding, Layout, check_chunk
 from downlink.errors import Malformed, Unsupported
+from downlink.lattice import Lattice, Resolution, coded_scene, lattices
 from downlink.scene import Scene
 
 __all__ = ["BUNDLE_NAME", "VERSION", "GridCoding", "Manifest", "scene_id"]
@@ -42,13 +43,15 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
     scene: Scene
     bundle: bytes  # id of the model bundle: SHA-256 of its bundle.json
     bundle_name: str  # for messages; the id decides
-    codings: Annotated[tuple[GridCoding, ...], Meta(max_length=limits.GRIDS_MAX)]  # one per grid
+    codings: Annotated[tuple[GridCoding, ...], Meta(max_length=limits.GRIDS_MAX)]  # one per lattice
     settings: Annotated[dict[str, str | float], Meta(max_length=limits.SETTINGS_MAX)]  # how it was asked for
     chunk_count: int  # with the pages
     payload_bytes: int  # of all chunks, with the pages
     payload_sha256: bytes  # over all chunks in index order, pages first
     pages: Annotated[tuple[tuple[int, int], ...], Meta(max_length=limits.CHUNKS_MAX // limits.PAGE_CHUNKS)]
     """(length, crc32c) of each page of the chunk list."""
+    resolutions: Annotated[tuple[Resolution, ...], Meta(max_length=limits.GRIDS_MAX)] = ()
+    """Which bands repeat pixels, which grids lie on each other: one per grid, or none where nothing of it is so."""
 
     @classmethod
     def of(
@@ -61,6 +64,7 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
         settings: dict[str, str | float],
         listed: ChunkList,
         chunks: Iterable[bytes],
+        resolutions: Sequence[Resolution] = (),
     ) -> Manifest:
         """The manifest of a finished stream: `chunks` are all but the pages, in index order, read once and hashed."""
         pages = listed.pages()
@@ -82,13 +86,18 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
             payload_bytes=sum(map(len, pages)) + listed.payload_bytes,
             payload_sha256=digest.digest(),
             pages=tuple((len(page), crc32c(page)) for page in pages),
+            resolutions=tuple(resolutions),
         )
         manifest.validate()
         return manifest
 
     def layout(self) -> Layout:
         """The numbering of this stream's chunks."""
-        return Layout(self.scene, self.codings)
+        return Layout(coded_scene(self.scene, self.resolutions), self.codings)
+
+    def lattices(self) -> tuple[Lattice, ...]:
+        """The lattices that the codings are of."""
+        return lattices(self.scene, self.resolutions)
 
     def chunk_list(self, pages: Sequence[bytes]) -> ChunkList:
         """The chunk list that `pages` (chunks 0 to len(self.pages) - 1) state, checked against this manifest."""
@@ -105,7 +114,10 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
     def pack(self) -> bytes:
         """The manifest as bytes. Raises what `validate` raises."""
         self.validate()
-        raw = msgspec.msgpack.encode(_thin(msgspec.to_builtins(self, builtin_types=(bytes,))))
+        fields = msgspec.to_builtins(self, builtin_types=(bytes,))
+        if not self.resolutions:
+            fields.pop()  # what most scenes do not have is not written
+        raw = msgspec.msgpack.encode(_thin(fields))
         limits.at_most(len(raw), limits.MANIFEST_RAW_BYTES_MAX, "manifest: bytes before zstd", "drop tags of the scene")
         packed = bytes([VERSION]) + zstandard.ZstdCompressor(level=_LEVEL).compress(raw)
         limits.at_most(len(packed), limits.MANIFEST_BYTES_MAX, "manifest: bytes", "drop tags of the scene")

@@ -1,16 +1,16 @@
-"""The scene-adaptive front end: bands <-> decorrelated planes, and the side chunk that carries how.
+"""The scene-adaptive front end: coefficients of bands <-> decorrelated planes, and the side chunk that carries how.
 
-A spectral KLT (Karhunen-Loève transform: principal components over bands) is estimated from a subsample of the scene,
-quantised, and sent. Both ends use the quantised rows, so the inverse (a pseudo-inverse) undoes exactly what was done;
-planes too quiet to survive the quantiser are not kept. Nothing here feeds the entropy decoder except the integer
-levels.
+A spectral KLT (Karhunen-Loève transform: principal components over bands) is estimated from a subsample of the scene
+for each subband of the block transform, or for several together where that costs less than it saves: bands have less
+in common, and coarse bands nothing, at high frequencies. Its rows are quantised and sent. Both ends use the quantised
+rows, so the inverse (a pseudo-inverse) undoes exactly what was done; planes too quiet to survive the quantiser are not
+kept. Nothing here feeds the entropy decoder except integers: levels, and how one subband's planes see another's.
 
-Arrays are (bands, height, width) or (bands, samples). Side chunk: see docs/format.md.
+Arrays are (bands, 64, h, w) of coefficients (`downlink.dct`) and (planes, 64, h, w). Side chunk: see docs/format.md.
 """
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,153 +18,309 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downlink import limits
-from downlink.context import LEVEL_LIMIT, level_of
+from downlink.context import LEVEL_LIMIT, level_of, rotation
+from downlink.dct import BLOCK, SUBBANDS, subband
 from downlink.errors import Malformed
+from downlink.symbol import pack_bits, unpack_bits
 
-QUIET = 0.06
-"""A plane whose deviation is below this share of the step is dropped: even all of it in one latent would round to
-zero."""
+QUIET = 0.05
+"""A plane's subband whose coefficients deviate by less than this share of the step is dropped."""
+PARTITIONS = ((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 2), (0, 1, 2, 3))
+"""Which basis each subband has: from one KLT for all to one for each."""
+ALL_BANDS = 3
+"""Subbands that bands of half resolution have: the first three."""
 
-_HEADER = struct.Struct("<BBHH")
-_VERSION = 1
-_FINE = 1
-_COARSE_LIMIT, _FINE_LIMIT = 127, 32767
-_COARSE_LEAK = 1.0 / 30
-"""Coarse (int8) rows leak about 1/440 of the loudest plane into others: harmless while the step is above this share
-of it."""
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Rows = NDArray[np.int16]
+
+_VERSION = 2
+_HEAD = 8  # version, partition, bits of means, levels and of each basis
+_LEVEL_BITS = 7
+_COUNT_BITS = 10
+_LEAK = (0.35, 0.25, 0.12, 0.08)
+"""Per subband: what rounding of the rows may leak of the loudest plane into the others, in steps. Coefficients of the
+low subbands are few, and loud."""
+_ROW_BITS = 5, 16
+_WORTH = 0.35
+"""Variance, in steps squared, that counts as one when the bits of a partition are estimated."""
 
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """Quantised KLT of a grid: `mean` int32 (bands), `rows` int16 (planes, bands) in units of 1/limit, `levels` uint8
-    (planes)."""
+    """Quantised KLTs of a lattice. `mean` int32 (bands); `half` bool (bands): bands of half resolution; `weights` (bands): what a band's
+    coefficients are multiplied by; `rows[b]`
+    int16 (planes of subband b, bands that have it) in units of 1 / `limits[b]`; `levels` uint8 (planes, 4)."""
 
     mean: NDArray[np.int32]
-    rows: NDArray[np.int16]
+    half: NDArray[np.bool_]
+    weights: Floats
+    partition: int
+    rows: tuple[Rows, ...]
+    limits: tuple[int, ...]
     levels: NDArray[np.uint8]
-    fine: bool
 
     @property
     def planes(self) -> int:
-        return int(self.rows.shape[0])
+        return int(self.levels.shape[0])
 
     @cached_property
-    def forward_rows(self) -> NDArray[np.float32]:
-        """(planes, bands): planes = forward_rows @ (bands - mean)."""
-        return (self.rows / (_FINE_LIMIT if self.fine else _COARSE_LIMIT)).astype(np.float32)
+    def turn(self) -> NDArray[np.int64]:
+        """How subband 1's planes see those of subband 0, in 1/64: (planes of 1, planes of 0)."""
+        return rotation(self.rows[1], self.rows[0], self.limits[1] * self.limits[0])
+
+    def members(self, band: int) -> NDArray[np.intp]:
+        """Bands that have subband `band`."""
+        return np.flatnonzero(~self.half) if band >= ALL_BANDS else np.arange(self.half.size)
 
     @cached_property
-    def inverse_rows(self) -> NDArray[np.float32]:
-        """(bands, planes): bands = inverse_rows @ planes + mean."""
-        return np.linalg.pinv(self.forward_rows.astype(np.float64)).astype(np.float32)
+    def forward_rows(self) -> tuple[Floats, ...]:
+        """Per subband (planes, bands): planes = forward_rows @ bands."""
+        return tuple((r / limit).astype(np.float32) for r, limit in zip(self.rows, self.limits, strict=True))
 
-    def forward(self, pixels: NDArray[np.float32], step: float) -> NDArray[np.float32]:
-        """(bands, h, w) in DN -> (planes, h, w) in steps."""
-        bands = pixels.shape[0]
-        flat = pixels.reshape(bands, -1) - self.mean.astype(np.float32)[:, None]
-        rows = (self.forward_rows / step).astype(np.float32)
-        return (rows @ flat).reshape(self.planes, *pixels.shape[1:])
+    @cached_property
+    def inverse_rows(self) -> tuple[Floats, ...]:
+        """Per subband (bands, planes): bands = inverse_rows @ planes."""
+        return tuple(
+            np.linalg.pinv(rows.astype(np.float64)).astype(np.float32)
+            if rows.size
+            else np.zeros(rows.shape[::-1], np.float32)
+            for rows in self.forward_rows
+        )
 
-    def inverse(self, planes: NDArray[np.float32], step: float) -> NDArray[np.float32]:
-        """(planes, h, w) in steps -> (bands, h, w) in DN, unrounded."""
-        flat = (self.inverse_rows * step).astype(np.float32) @ planes.reshape(self.planes, -1)
-        flat += self.mean.astype(np.float32)[:, None]
-        return flat.reshape(-1, *planes.shape[1:])
+    def forward(self, coefficients: Floats, step: float) -> Floats:
+        """(bands, 64, h, w) in DN, mean not yet subtracted -> (planes, 64, h, w) in steps."""
+        _, channels, height, width = coefficients.shape
+        out = np.zeros((self.planes, channels, height, width), np.float32)
+        for band, rows in enumerate(self.forward_rows):
+            at, members = subband(band), self.members(band)
+            if not len(rows):
+                continue
+            scaled = rows * self.weights[members] / np.float32(step)
+            chosen = coefficients[:, at] if len(members) == len(coefficients) else coefficients[members, at]
+            planes = scaled @ chosen.reshape(len(members), -1)
+            if band == 0:
+                planes -= scaled @ (BLOCK * self.mean.astype(np.float32))[:, None]
+            out[: len(rows), at] = planes.reshape(len(rows), -1, height, width)
+        return out
+
+    def inverse(self, planes: Floats, step: float) -> Floats:
+        """(planes, 64, h, w) in steps -> coefficients (bands, 64, h, w) in DN."""
+        _, channels, height, width = planes.shape
+        out = np.zeros((self.half.size, channels, height, width), np.float32)
+        for band, rows in enumerate(self.inverse_rows):
+            at, members, count = subband(band), self.members(band), rows.shape[1]
+            if not rows.size:
+                continue
+            flat = (rows / self.weights[members, None] * np.float32(step)) @ planes[:count, at].reshape(count, -1)
+            out[members, at] = flat.reshape(len(members), -1, height, width)
+        out[:, 0] += (BLOCK * self.mean.astype(np.float32))[:, None, None]
+        return out
 
     def pack(self) -> bytes:
         """The side chunk's bytes."""
-        rows = self.rows.astype("<i2" if self.fine else "i1")
-        header = _HEADER.pack(_VERSION, _FINE if self.fine else 0, self.mean.size, self.planes)
-        return header + self.mean.astype("<i4").tobytes() + self.levels.tobytes() + rows.tobytes()
+        mean_bits = max(1, int(np.abs(self.mean).max()).bit_length() + 1)
+        row_bits = [limit.bit_length() + 1 for limit in self.limits]
+        head = bytes([_VERSION, self.partition, mean_bits, _LEVEL_BITS, *row_bits])
+        counts = [len(rows) for rows in self.rows]
+        numbers: list[NDArray[np.int64]] = [np.array(counts), self.mean + (1 << mean_bits - 1)]
+        widths = [_COUNT_BITS] * len(counts) + [mean_bits] * self.mean.size
+        for band, count in enumerate(counts):
+            numbers.append(self.levels[:count, band])
+            widths += [_LEVEL_BITS] * count
+        for first in self._bases():
+            numbers.append(self._basis(first).astype(np.int64).ravel() + self.limits[first])
+            widths += [row_bits[first]] * numbers[-1].size
+        flat = np.concatenate([part.astype(np.int64) for part in numbers])
+        return head + pack_bits(flat, np.array(widths))
+
+    def _bases(self) -> list[int]:
+        """The first subband of each basis."""
+        return _first_subbands(self.partition)
+
+    def _basis(self, first: int) -> Rows:
+        """The longest rows among the subbands that share a basis."""
+        partition = PARTITIONS[self.partition]
+        sharing = [rows for rows, basis in zip(self.rows, partition, strict=True) if basis == partition[first]]
+        return max(sharing, key=len)
 
 
-def unpack_front_end(payload: bytes, bands: int, planes: int) -> FrontEnd:
-    """Read a side chunk of a grid whose manifest states so many bands and planes; Malformed where they disagree."""
-    if len(payload) < _HEADER.size:
-        raise Malformed(f"side chunk: {len(payload)} bytes, its header alone is {_HEADER.size}; this is no side chunk")
-    version, flags, stated_bands, stated_planes = _HEADER.unpack_from(payload)
-    if version != _VERSION or flags > _FINE:
-        raise Malformed(
-            f"side chunk: version {version} flags {flags}, known is version {_VERSION}; update this program"
-        )
-    if (stated_bands, stated_planes) != (bands, planes):
-        raise Malformed(
-            f"side chunk: {stated_bands} bands and {stated_planes} planes, the manifest says {bands} and {planes}"
-        )
-    fine = bool(flags & _FINE)
-    expected = _HEADER.size + 4 * bands + planes + planes * bands * (2 if fine else 1)
-    if len(payload) != expected:
-        raise Malformed(f"side chunk: {len(payload)} bytes, {bands} bands and {planes} planes need {expected}")
-    at = _HEADER.size
-    mean = np.frombuffer(payload, "<i4", bands, at).astype(np.int32)
-    levels = np.frombuffer(payload, np.uint8, planes, at + 4 * bands)
-    rows = np.frombuffer(payload, "<i2" if fine else "i1", planes * bands, at + 4 * bands + planes).astype(np.int16)
-    if levels.size and int(levels.max()) > LEVEL_LIMIT:
-        raise Malformed(f"side chunk: level {int(levels.max())} is above {LEVEL_LIMIT}")
-    return FrontEnd(mean, rows.reshape(planes, bands), levels, fine)
+def _first_subbands(partition: int) -> list[int]:
+    bases = PARTITIONS[partition]
+    return [bases.index(basis) for basis in sorted(set(bases))]
+
+
+def unpack_front_end(payload: bytes, half: NDArray[np.bool_], weights: Floats, planes: int) -> FrontEnd:
+    """Read a side chunk of a lattice with so many bands, `half` of them of half resolution, whose coding states so
+    many planes; Malformed where they disagree."""
+    bands, subbands = half.size, len(SUBBANDS)
+    if len(payload) < _HEAD:
+        raise Malformed(f"side chunk: {len(payload)} bytes, its head alone is {_HEAD}; this is no side chunk")
+    version, partition, mean_bits, level_bits, *row_bits = payload[:_HEAD]
+    if version != _VERSION:
+        raise Malformed(f"side chunk: version {version}, known is version {_VERSION}; update this program")
+    if partition >= len(PARTITIONS) or not 1 <= mean_bits <= 32 or level_bits != _LEVEL_BITS:
+        raise Malformed(f"side chunk: partition {partition}, means of {mean_bits} bits, levels of {level_bits}")
+    if any(not _ROW_BITS[0] <= bits <= _ROW_BITS[1] for bits in row_bits):
+        raise Malformed(f"side chunk: rows of {row_bits} bits; {_ROW_BITS[0]} to {_ROW_BITS[1]} are possible")
+    if partition == 0 and half.any():
+        raise Malformed("side chunk: one basis for all subbands, but some bands have no high subband")
+    reader = _Bits(payload[_HEAD:])
+    counts = reader.take(subbands, _COUNT_BITS)
+    has = [int(np.count_nonzero(~half)) if band >= ALL_BANDS else bands for band in range(subbands)]
+    if max(counts) != planes or any(count > most for count, most in zip(counts, has, strict=True)):
+        raise Malformed(f"side chunk: {list(counts)} planes for {bands} bands, the manifest says {planes}")
+    mean = reader.take(bands, mean_bits) - (1 << mean_bits - 1)
+    levels = np.zeros((planes, subbands), np.uint8)
+    for band, count in enumerate(counts):
+        levels[:count, band] = reader.take(int(count), _LEVEL_BITS)
+        if (levels[:count, band] == 0).any():
+            raise Malformed(f"side chunk: a plane of subband {band} has level 0, but it is sent")
+    bounds = tuple((1 << bits - 1) - 1 for bits in row_bits)
+    rows: list[Rows] = [np.zeros((0, 0), np.int16)] * subbands
+    for first in _first_subbands(partition):
+        sharing = [b for b in range(subbands) if PARTITIONS[partition][b] == PARTITIONS[partition][first]]
+        longest = max(int(counts[b]) for b in sharing)
+        basis = reader.take(longest * has[first], row_bits[first]) - bounds[first]
+        for b in sharing:
+            if row_bits[b] != row_bits[first] or has[b] != has[first]:
+                raise Malformed(f"side chunk: subbands {sharing} share a basis but not its bits or bands")
+            rows[b] = basis.reshape(longest, has[first])[: int(counts[b])].astype(np.int16)
+    reader.close()
+    return FrontEnd(mean.astype(np.int32), half, weights, partition, tuple(rows), bounds, levels)
+
+
+class _Bits:
+    """Numbers out of a bit string, one run of equal widths after the other."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._packed = np.frombuffer(packed, np.uint8)
+        self._at = 0
+
+    def take(self, count: int, width: int) -> NDArray[np.int64]:
+        if self._at + count * width > 8 * len(self._packed):
+            raise Malformed(f"side chunk: {len(self._packed) + _HEAD} bytes, its numbers need more")
+        starts = self._at + width * np.arange(count, dtype=np.int64)
+        self._at += count * width
+        return unpack_bits(self._packed, starts, np.full(count, width))
+
+    def close(self) -> None:
+        whole = -(-self._at // 8)
+        if whole != len(self._packed) or (self._at % 8 and self._packed[-1] & (0xFF >> self._at % 8)):
+            raise Malformed(f"side chunk: {len(self._packed) + _HEAD} bytes, its numbers end after {whole + _HEAD}")
 
 
 class Moments:
-    """First and second moments of samples that come in pieces; memory is (bands, bands) whatever their number."""
+    """Products of bands' coefficients, of windows that come one by one; memory is (bands, bands) whatever their
+    number. `centre` (bands) is about the mean in DN: products are taken around it; `weights` (bands) multiply."""
 
-    def __init__(self, bands: int) -> None:
-        self._centre: NDArray[np.float64] | None = None
-        self._valid = np.zeros(bands)
-        self._sum = np.zeros(bands)
-        self._product = np.zeros((bands, bands))
-        self._count = 0
+    def __init__(self, half: NDArray[np.bool_], centre: Doubles, weights: Floats) -> None:
+        self.half, self.centre, self.weights = half, np.rint(centre), weights
+        self._products = np.zeros((len(SUBBANDS), half.size, half.size))
+        self._first = np.zeros(half.size)
+        self._blocks = 0
 
-    def add(self, samples: NDArray[np.generic], hole: NDArray[np.bool_] | None = None) -> None:
-        """Samples (bands, n), and where they are nodata, if they are: a hole counts as if it were ordinary."""
-        values = samples.astype(np.float64)
-        valid = np.ones(values.shape, np.bool_) if hole is None else ~hole
-        if self._centre is None:  # sums are taken around the first piece's mean: differences stay small
-            if not values.shape[1]:
-                return
-            self._centre = np.where(valid, values, 0).sum(axis=1) / np.maximum(1, valid.sum(axis=1))
-        values -= self._centre[:, None]
-        values[~valid] = 0
-        self._valid += valid.sum(axis=1)
-        self._sum += values.sum(axis=1)
-        self._product += values @ values.T
-        self._count += values.shape[1]
+    def add(self, coefficients: Floats) -> None:
+        """Coefficients (bands, 64, blocks)."""
+        for band in range(len(SUBBANDS)):
+            values = coefficients[:, subband(band)]
+            if band == 0:
+                values = values - (BLOCK * self.centre.astype(np.float32))[:, None, None]
+                self._first += values.sum(axis=(1, 2), dtype=np.float64)
+            flat = values.reshape(self.half.size, -1)
+            self._products[band] += flat @ flat.T  # float32 within a window, double over windows
+        self._blocks += coefficients.shape[2]
 
     def statistics(self) -> Statistics:
-        """Of all samples so far; all zero if there were none."""
-        if self._centre is None:
-            return Statistics(self._sum, self._product)
-        mean = self._centre + self._sum / np.maximum(1, self._valid)
-        shift = self._sum / self._count
-        return Statistics(mean, self._product / self._count - np.outer(shift, shift))
+        """Of all windows so far; all zero if there were none."""
+        count = max(1, self._blocks)
+        covariances = self._products / count
+        covariances[0] -= np.outer(self._first, self._first) / count**2
+        mean = self.centre + self._first / count / BLOCK
+        return Statistics(mean, self.half, self.weights, covariances * np.outer(self.weights, self.weights))
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Moments of a grid's valid samples: `mean` (bands), `covariance` (bands, bands), in DN."""
+    """Moments of a lattice's samples: `mean` (bands) in DN; `covariances` (4, bands, bands) of weighted coefficients,
+    summed over each subband's channels."""
 
-    mean: NDArray[np.float64]
-    covariance: NDArray[np.float64]
+    mean: Doubles
+    half: NDArray[np.bool_]
+    weights: Floats
+    covariances: Doubles
 
-    @cached_property
-    def components(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Variances, falling, and the rows that have them: (bands), (bands, bands)."""
-        variances, vectors = np.linalg.eigh(self.covariance)
-        return np.maximum(variances[::-1], 0.0), vectors[:, ::-1].T
+    def _components(self, bands: list[int]) -> Doubles:
+        """KLT of the subbands `bands` together: rows by falling variance."""
+        members = np.flatnonzero(~self.half) if max(bands) >= ALL_BANDS else np.arange(self.half.size)
+        pooled = self.covariances[bands][:, members][:, :, members].sum(axis=0)
+        _, vectors = np.linalg.eigh(pooled)
+        return np.asarray(vectors[:, ::-1].T)
 
-    def front_end(self, step: float) -> FrontEnd:
-        """The KLT at this step: planes loud enough to matter, rows as coarse as the step allows."""
-        variances, rows = self.components
-        deviations = np.sqrt(variances)
-        bands = self.mean.size
-        planes = max(1, int(np.count_nonzero(deviations > QUIET * step)))
-        fine = bands > 1 and bool(deviations[0] * _COARSE_LEAK > step)
-        planes = min(planes, (limits.CHUNK_BYTES_MAX - _HEADER.size - 4 * bands) // (1 + bands * (2 if fine else 1)))
-        limit = _FINE_LIMIT if fine else _COARSE_LIMIT
-        quantised = np.rint(rows[:planes] * limit).astype(np.int16)
-        levels = np.array([level_of(float(d), step) for d in deviations[:planes]], dtype=np.uint8)
-        return FrontEnd(np.rint(self.mean).astype(np.int32), quantised, levels, fine)
+    def _variances(self, rows: Doubles, band: int) -> Doubles:
+        """Variance per coefficient of each plane in a subband."""
+        at = subband(band)
+        members = np.flatnonzero(~self.half) if band >= ALL_BANDS else np.arange(self.half.size)
+        covariance = self.covariances[band][np.ix_(members, members)]
+        return np.maximum(np.einsum("pb,bc,pc->p", rows, covariance, rows) / (at.stop - at.start), 0.0)
+
+    def front_end(self, step: float, blocks: int) -> FrontEnd:
+        """The KLTs at this step for a lattice of so many blocks: planes loud enough to matter, rows as coarse as the
+        step allows, in the partition that costs least."""
+        fewest = 1 if self.half.any() else 0  # the high subband has fewer bands: a basis of its own
+        options = [self._partitioned(number, step) for number in range(fewest, len(PARTITIONS))]
+        whole = [option for option, cut in options if not cut] or [options[0][0]]
+        return min(whole, key=lambda option: self._cost(option, step, blocks))
+
+    def _partitioned(self, number: int, step: float) -> tuple[FrontEnd, bool]:
+        """The front end in a partition, and whether planes had to be left out because the side chunk would burst."""
+        partition, cut = PARTITIONS[number], False
+        rows: list[Rows] = []
+        bounds: list[int] = []
+        deviations: list[Doubles] = []
+        for band in range(len(SUBBANDS)):
+            sharing = [b for b in range(len(SUBBANDS)) if partition[b] == partition[band]]
+            basis = self._components(sharing)
+            every = [np.sqrt(self._variances(basis, b)) for b in sharing]
+            bound = max(_bound(float(d.max(initial=0.0)), step, b) for d, b in zip(every, sharing, strict=True))
+            own = every[sharing.index(band)]
+            loud = np.flatnonzero(own > QUIET * step)
+            count = int(loud[-1]) + 1 if len(loud) else int(band == 0)  # at least one plane: something to decode
+            most = limits.SIDE_VALUES_MAX // max(1, basis.shape[1] * (max(partition) + 1))
+            cut, count = cut or count > most, min(count, most)
+            rows.append(np.rint(basis[:count] * bound).astype(np.int16))
+            bounds.append(bound)
+            deviations.append(own[:count])
+        planes = max(len(r) for r in rows)
+        levels = np.zeros((planes, len(SUBBANDS)), np.uint8)
+        for band, own in enumerate(deviations):
+            levels[: len(own), band] = [max(1, level_of(float(d), step)) for d in own]
+        mean = np.rint(self.mean).astype(np.int32)
+        return FrontEnd(mean, self.half, self.weights, number, tuple(rows), tuple(bounds), levels), cut
+
+    def _cost(self, option: FrontEnd, step: float, blocks: int) -> float:
+        """Bits that planes and side chunk are expected to take."""
+        bits = 8.0 * len(option.pack())
+        for band, rows in enumerate(option.forward_rows):
+            at = subband(band)
+            variances = self._variances(rows.astype(np.float64), band)
+            bits += blocks * (at.stop - at.start) * 0.5 * float(np.log2(1 + variances / (_WORTH * step**2)).sum())
+        return bits
 
     def dropped_variance(self, front_end: FrontEnd) -> float:
-        """Mean squared error per sample (DN squared) that the dropped planes leave."""
-        variances, _ = self.components
-        return float(variances[front_end.planes :].sum() / self.mean.size)
+        """Weighted squared error per lattice sample (DN squared) that the dropped planes leave."""
+        total = 0.0
+        for band, rows in enumerate(front_end.forward_rows):
+            at = subband(band)
+            members = front_end.members(band)
+            whole = float(np.trace(self.covariances[band][np.ix_(members, members)]))
+            kept = float(self._variances(rows.astype(np.float64), band).sum()) * (at.stop - at.start)
+            total += max(0.0, whole - kept)
+        return total / (BLOCK * BLOCK * self.half.size)
+
+
+def _bound(loudest: float, step: float, band: int) -> int:
+    """The unit of a basis' rows: 2^k - 1, so that rounding leaks no more than allowed."""
+    needed = loudest / (step * _LEAK[band] * 12**0.5)
+    bits = int(np.ceil(np.log2(max(needed, 1.0)))) + 1
+    return int((1 << min(max(bits, _ROW_BITS[0]), _ROW_BITS[1]) - 1) - 1)

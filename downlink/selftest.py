@@ -13,9 +13,10 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from downlink.context import COMPAND_LIMIT, LEVEL_LIMIT
+from downlink.context import COMPAND_LIMIT, LEVEL_LIMIT, NEAR_LIMIT
+from downlink.dct import CHANNELS, SUBBANDS
 from downlink.errors import BundleError
-from downlink.latent import Prior
+from downlink.prior import SLOPED, KnownTile, Prior, expect_known
 from downlink.spec import PlaneSpec
 
 
@@ -43,12 +44,16 @@ def answer(spec: PlaneSpec, prior: Prior, seed: int, planes: int, size: int) -> 
         spread = _draw(seed + salt, int(np.prod(shape))) % np.uint64(2 * limit + 1)
         return spread.astype(np.int64).reshape(shape) - limit
 
-    wide = (planes, spec.latents, size, size)
+    wide = (planes, CHANNELS, size, size)
     hyper = integers(1, (planes, spec.hyper_latents, size // spec.hyper, size // spec.hyper), spec.hyper_limit)
     own, before = (integers(salt, wide, COMPAND_LIMIT).astype(np.int16) for salt in (2, 3))
     energy = np.abs(integers(4, wide, COMPAND_LIMIT)).astype(np.int16)
-    levels = (_draw(seed + 5, planes) % np.uint64(LEVEL_LIMIT + 1)).astype(np.uint8)
-    index, mean = prior(hyper.astype(np.int32), own, before, energy, levels)
+    levels = 1 + (_draw(seed + 5, planes * len(SUBBANDS)) % np.uint64(LEVEL_LIMIT)).astype(np.uint8)
+    latent = integers(6, wide, COMPAND_LIMIT).astype(np.int32)
+    slope = integers(7, (planes, SLOPED, size, size), NEAR_LIMIT).astype(np.int32)
+    known = KnownTile(before, energy, slope)
+    levels = levels.reshape(planes, len(SUBBANDS))
+    index, mean = expect_known(prior, hyper.astype(np.int32), latent, own, known, levels)
     digest = hashlib.sha256(index.astype(np.uint8).tobytes())
     digest.update(mean.astype("<i4").tobytes())
     return digest.hexdigest()

@@ -15,16 +15,19 @@ from downlink import limits, mask
 from downlink.chunk import ChunkKey, GridCoding, Kind
 from downlink.context import LEVEL_ZERO, LEVELS_PER_OCTAVE
 from downlink.errors import SceneError
-from downlink.latent import TileCode, encode_tile, tile_bits
+from downlink.dct import BLOCK, CHANNELS, subband
+from downlink.lattice import Resolution, join, lattices, resolution_of
+from downlink.latent import GROUPS, TileCode, encode_tile, tile_bits
 from downlink.mask import MaskMode
-from downlink.plane import FrontEnd, Statistics
+from downlink.plane import FrontEnd
 from downlink.quality import default_peak
+from downlink.repeat import Repetition
 from downlink.scene import Scene, validate
 from encoder_node.encoder import PlaneEncoder, TileSymbols
 from encoder_node.source import Source
 from encoder_node.spool import EncodedScene, Spool
 from encoder_node.target import Estimate, Target, search_step, step_of_quality
-from encoder_node.tiles import GridReader, TilePixels
+from encoder_node.tiles import LatticeReader, NotRepeated, TilePixels, sample_windows
 
 TILE = 256
 RATE_TILES = 6
@@ -34,6 +37,9 @@ CHUNK_AIM_BYTES = 96 * 1024
 OVERHEAD_BYTES_PER_CHUNK = 9.0
 """Lanes, checksum and length of a chunk, added to the entropy estimate."""
 
+MANIFEST_BYTES = 256
+"""About what a manifest takes."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -41,41 +47,45 @@ class _ChunkTooLarge(Exception):
     """A chunk came out above the limit: the grid must be coded in smaller plane blocks."""
 
 
-class _GridEncoder:
-    """Encodes one grid at one step into a spool."""
+class _LatticeEncoder:
+    """Encodes one lattice at one step into a spool."""
 
-    def __init__(self, reader: GridReader, encoder: PlaneEncoder, statistics: Statistics) -> None:
-        self.reader, self.encoder, self.statistics = reader, encoder, statistics
+    def __init__(self, reader: LatticeReader, encoder: PlaneEncoder) -> None:
+        self.reader, self.encoder = reader, encoder
+        self.statistics = reader.statistics(reader.lattice.weights)
+        lattice = reader.lattice
+        self.blocks = -(-lattice.height // BLOCK) * -(-lattice.width // BLOCK)
+
+    def _front_end(self, step: float) -> FrontEnd:
+        return self.statistics.front_end(step, self.blocks)
 
     def _code(self, front_end: FrontEnd, planes_per_chunk: int) -> TileCode:
-        return TileCode(self.encoder.spec, self.encoder.tables, front_end.levels, planes_per_chunk)
+        return TileCode(self.encoder.spec, self.encoder.tables, front_end.levels, front_end.turn, planes_per_chunk)
 
-    def _analyse(self, tile: TilePixels, front_end: FrontEnd, step: float) -> TileSymbols:
+    def _analyse(self, tile: TilePixels, front_end: FrontEnd, code: TileCode, step: float) -> TileSymbols:
         window = tile.tile.window
-        planes = self.reader.planes(tile, front_end, step)
-        return self.encoder.analyse(planes, front_end.levels, (window.height, window.width))
+        planes = front_end.forward(tile.coefficients(front_end.mean.astype(np.float32)), step)
+        return self.encoder.analyse(planes, code, (window.height, window.width))
 
     def estimate(self, step: float) -> tuple[float, float]:
-        """(bits, squared error in DN squared, summed over samples) that the whole grid takes at this step, from
+        """(bits, squared error in DN squared, summed over samples) that the whole lattice takes at this step, from
         sample tiles."""
-        front_end = self.statistics.front_end(step)
+        front_end = self._front_end(step)
         code = self._code(front_end, front_end.planes)
-        tiles = self.reader.sample_tiles(RATE_TILES)
         bits = error = 0.0
         pixels = 0
-        for number in tiles:
+        for number in self.reader.sample_tiles(RATE_TILES):
             tile = self.reader.one(number)
-            symbols = self._analyse(tile, front_end, step)
+            symbols = self._analyse(tile, front_end, code, step)
             tile_cost = tile_bits(code, symbols.latent, symbols.hyper, self.encoder.prior)
-            bits += tile_cost + 8 * OVERHEAD_BYTES_PER_CHUNK * len(code.spec.groups)
-            samples = tile.tile.window.samples * len(self.reader.grid.bands)
-            ratio = self._error_ratio(tile_cost / samples)
-            error += symbols.rounding_error * ratio * front_end.planes * step**2 * tile.tile.window.samples
+            bits += tile_cost + 8 * OVERHEAD_BYTES_PER_CHUNK * GROUPS
+            samples = tile.tile.window.samples * len(self.reader.lattice.members)
+            error += symbols.rounding_error * self._error_ratio(tile_cost / samples) * step**2
             pixels += tile.tile.window.samples
-        scale = self.reader.grid.height * self.reader.grid.width / pixels
-        side_bits = 8.0 * len(front_end.pack())
-        dropped = self.statistics.dropped_variance(front_end) * self.reader.grid.samples
-        return bits * scale + side_bits, error * scale + dropped
+        lattice = self.reader.lattice
+        whole = lattice.height * lattice.width
+        dropped = self.statistics.dropped_variance(front_end) * whole * len(lattice.members)
+        return bits * whole / pixels + 8.0 * len(front_end.pack()), error * whole / pixels + dropped
 
     def _error_ratio(self, bits_per_sample: float) -> float:
         """Pixel error over latent rounding error at this rate, as measured when the bundle was exported."""
@@ -84,7 +94,7 @@ class _GridEncoder:
 
     def encode(self, step: float, spool: Spool, progress: Callable[[], None]) -> GridCoding:
         """Encode at this step; plane blocks shrink until every chunk is within its limit."""
-        front_end = self.statistics.front_end(step)
+        front_end = self._front_end(step)
         block = _planes_per_chunk(front_end)
         while True:
             try:
@@ -101,7 +111,7 @@ class _GridEncoder:
                 tile=TILE,
                 planes=front_end.planes,
                 planes_per_chunk=block,
-                groups=len(self.encoder.spec.groups),
+                groups=GROUPS,
                 mask=mode,
                 step=step,
             )
@@ -116,7 +126,7 @@ class _GridEncoder:
         for row in range(self.reader.tiles.rows):
             for tile in self.reader.row(row):
                 mode = self._put_mask(tile, mode, spool)
-                symbols = self._analyse(tile, front_end, step)
+                symbols = self._analyse(tile, front_end, code, step)
                 chunks = encode_tile(code, symbols.latent, symbols.hyper, self.encoder.prior)
                 for (group, number), payload in chunks.items():
                     if len(payload) > limits.CHUNK_BYTES_MAX:
@@ -129,11 +139,8 @@ class _GridEncoder:
         """Keep a tile's nodata mask; the grid's mode becomes 'bands' at the first tile whose bands differ, and
         earlier tiles' shared masks are repeated for every block of bands."""
         grid, bands = self.reader.number, len(self.reader.grid.bands)
-        hole = tile.nodata(self.reader.grid.nodata)
-        if hole is None:
-            return mode
-        core = tile.core(hole)
-        if not core.any():
+        core = tile.nodata()
+        if core is None or not core.any():
             return mode
         if mode != "bands" and bands > 1 and bool((core != core[:1]).any()):
             self._unshare_masks(tile.number, spool)
@@ -161,28 +168,48 @@ class _GridEncoder:
 
 
 def _planes_per_chunk(front_end: FrontEnd) -> int:
-    """Planes whose symbols share a chunk: as many as are expected to fit, guessed from the planes' levels, loudest
-    first."""
-    octaves = (front_end.levels.astype(np.float64) - LEVEL_ZERO) / LEVELS_PER_OCTAVE
-    bits = np.cumsum(np.maximum(0.05, 0.7 * octaves + 0.7)) * TILE * TILE
-    return max(1, int(np.searchsorted(bits, CHUNK_AIM_BYTES * 8)))
+    """Planes whose symbols share a chunk: as many as are expected to fit, guessed from the planes' levels in the
+    subband that has most channels, loudest first."""
+    bits = np.zeros(front_end.planes)
+    for band in range(GROUPS):
+        octaves = (front_end.levels[:, band].astype(np.float64) - LEVEL_ZERO) / LEVELS_PER_OCTAVE
+        at = subband(band)
+        each = np.where(front_end.levels[:, band] > 0, np.maximum(0.05, 0.7 * octaves + 0.7), 0.0)
+        bits = np.maximum(bits, each * (at.stop - at.start) / CHANNELS)
+    return max(1, int(np.searchsorted(np.cumsum(bits * TILE * TILE), CHUNK_AIM_BYTES * 8)))
 
 
-def _steps(target: Target, scene: Scene, encoders: list[_GridEncoder]) -> list[float]:
-    """One step per grid. Searched targets share one step in DN over all grids of a scene: equal error everywhere."""
+def _steps(target: Target, scene: Scene, encoders: list[_LatticeEncoder]) -> list[float]:
+    """One step per lattice. Searched targets share one step in DN over the whole scene: equal error everywhere."""
     if target.bits_per_sample is None and target.psnr_db is None:
         quality = float(target.settings["quality"])
-        return [step_of_quality(quality, grid.dtype) for grid in scene.grids]
+        return [step_of_quality(quality, encoder.reader.grid.dtype) for encoder in encoders]
 
     peak = default_peak(scene)
 
     def estimate(step: float) -> Estimate:
         parts = [encoder.estimate(step) for encoder in encoders]
-        bits = sum(part[0] for part in parts) + 8 * 256  # the manifest
+        bits = sum(part[0] for part in parts) + 8 * MANIFEST_BYTES
         return Estimate(bits / scene.samples, sum(part[1] for part in parts) / scene.samples, peak)
 
     step = search_step(target, step_of_quality(46.0, scene.grids[0].dtype), estimate)
-    return [step] * len(scene.grids)
+    return [step] * len(encoders)
+
+
+def resolutions_of(source: Source) -> tuple[Resolution, ...]:
+    """Which grids of a scene lie on each other and which bands repeat their pixels, from sample windows (checked again
+    on every strip that is read)."""
+    scene = source.scene
+    joined = join(scene)
+    if joined:
+        return joined
+    found = []
+    for number, grid in enumerate(scene.grids):
+        repetition = Repetition(len(grid.bands))
+        for window in sample_windows(grid):
+            repetition.add(source.read(number, window), window.row, window.col)
+        found.append(resolution_of([repetition.found(band) for band in range(len(grid.bands))]))
+    return tuple(found) if any(resolution.repeats for resolution in found) else ()
 
 
 def encode_scene(
@@ -193,11 +220,29 @@ def encode_scene(
     progress: Progress | None = None,
 ) -> EncodedScene:
     """Encode a scene. `progress(done, total)` counts tiles. Raises SceneError for input that cannot be taken."""
+    validate(source.scene)
+    resolutions = resolutions_of(source)
+    try:
+        return _encode(source, encoder, target, resolutions, spool_dir, progress)
+    except NotRepeated:  # sample windows had promised more than the whole scene keeps
+        return _encode(source, encoder, target, (), spool_dir, progress)
+
+
+def _encode(
+    source: Source,
+    encoder: PlaneEncoder,
+    target: Target,
+    resolutions: tuple[Resolution, ...],
+    spool_dir: Path | None,
+    progress: Progress | None,
+) -> EncodedScene:
     scene = source.scene
-    validate(scene)
     halo = encoder.spec.encoder_halo
-    readers = [GridReader(source, number, TILE, halo) for number in range(len(scene.grids))]
-    encoders = [_GridEncoder(reader, encoder, reader.statistics()) for reader in readers]
+    readers = [
+        LatticeReader(source, lattice, number, TILE, halo)
+        for number, lattice in enumerate(lattices(scene, resolutions))
+    ]
+    encoders = [_LatticeEncoder(reader, encoder) for reader in readers]
     steps = _steps(target, scene, encoders)
     done, total = 0, sum(len(reader.tiles) for reader in readers)
 
@@ -209,8 +254,9 @@ def encode_scene(
 
     spool = Spool(spool_dir)
     try:
-        codings = tuple(grid.encode(step, spool, advance) for grid, step in zip(encoders, steps, strict=True))
-        return EncodedScene(spool, scene, codings, encoder.bundle.id, encoder.bundle.name, target.settings)
+        codings = tuple(one.encode(step, spool, advance) for one, step in zip(encoders, steps, strict=True))
+        bundle = encoder.bundle
+        return EncodedScene(spool, scene, codings, bundle.id, bundle.name, target.settings, resolutions)
     except BaseException:
         spool.close()
         raise

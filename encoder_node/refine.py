@@ -13,7 +13,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from downlink.latent import Prior, Symbols, contexts
+from downlink.latent import TileCode, contexts
+from downlink.prior import Prior, Symbols, expect_known
 
 DEAD_ZONE = 0.65
 """Magnitude below which a latent counts as zero in the first guess."""
@@ -34,14 +35,15 @@ def _bits(offset: Floats, inverse: Floats) -> Floats:
     return np.asarray(total / math.log(2), np.float32)
 
 
-def refine(latents: Floats, hyper: Symbols, levels: NDArray[np.uint8], prior: Prior, bit_price: float) -> Symbols:
-    """Symbols int32 for unrounded `latents` (planes, latents, h, w) of a tile, given its hyper-latents."""
+def refine(latents: Floats, hyper: Symbols, code: TileCode, prior: Prior) -> Symbols:
+    """Symbols int32 for unrounded `latents` (planes, 64, h, w) of a tile, given its hyper-latents."""
     nearest = np.rint(latents).astype(np.int32)
+    bit_price = code.spec.bit_price
     if bit_price <= 0:
         return nearest
     guess = nearest.copy()
     guess[np.abs(latents) < DEAD_ZONE] = 0
-    index, mean = prior(hyper, *contexts(guess), levels)
+    index, mean = expect_known(prior, hyper, guess, *contexts(guess, code.turn), code.levels)
     at = np.flatnonzero(nearest)
     value = nearest.reshape(-1)[at]
     lower = value - np.sign(value)

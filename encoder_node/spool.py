@@ -7,12 +7,13 @@ stays flat.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 from downlink.chunk import ChunkKey, ChunkList, GridCoding, Layout
+from downlink.lattice import Resolution, coded_scene
 from downlink.manifest import Manifest, scene_id
 from downlink.scene import Scene
 from downlink.stream import head, write_stream
@@ -61,9 +62,10 @@ class EncodedScene:
         bundle: bytes,
         bundle_name: str,
         settings: dict[str, str | float],
+        resolutions: Sequence[Resolution] = (),
     ) -> None:
         self._spool = spool
-        self._layout = Layout(scene, codings)
+        self._layout = Layout(coded_scene(scene, resolutions), codings)
         listed = ChunkList.of(self._listed())
         self._pages = listed.pages()
         self.manifest = Manifest.of(
@@ -74,6 +76,7 @@ class EncodedScene:
             settings=settings,
             listed=listed,
             chunks=self._listed(),
+            resolutions=resolutions,
         )
         self.manifest_bytes = self.manifest.pack()
 

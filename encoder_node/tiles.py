@@ -1,5 +1,5 @@
-"""Windows of a scene -> what the encoder network sees: strips read once, tiles cut with halo, nodata filled, bands
-made planes.
+"""Windows of a scene -> what the encoder works on: strips read once, bands gathered on their lattice, tiles cut with
+halo, nodata filled, pixels transformed.
 
 Everything beyond the grid's edge is the edge pixel repeated. Only one strip (a row of tiles with its halo) is in
 memory.
@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from downlink import dct
 from downlink.fill import fill_holes
-from downlink.plane import FrontEnd, Moments, Statistics
+from downlink.lattice import Lattice, Member, native_index, sample_index
+from downlink.plane import Moments, Statistics
 from downlink.scene import Grid
 from downlink.tile import Tile, TileGrid, Window
 from encoder_node.source import Source
@@ -24,49 +26,145 @@ SAMPLE_WINDOWS = 16
 """Windows that statistics are taken from: 16 x 256 x 256 pixels settle a covariance of hundreds of bands."""
 SAMPLE_VALUES = 1 << 20
 """Values (pixels x bands) taken from one window."""
+ROWS_AT_ONCE = 384
+"""Rows of a grid read at once when a coarse lattice picks every sixth of them."""
+
+Pixels = NDArray[Any]
+Floats = NDArray[np.float32]
+
+
+class NotRepeated(Exception):
+    """A band that repeated its pixels in the sample windows does not do so everywhere."""
+
+
+def sample_windows(grid: Grid) -> list[Window]:
+    """Windows spread over a grid, the first and the last rows and columns among them."""
+    side = 96
+    places = []
+    for size in (grid.height, grid.width):
+        last = max(0, size - side)
+        places.append([(0, min(side, size)), (last // 2, min(side, size)), (last, min(side, size))])
+    rows, cols = places
+    return list(dict.fromkeys(Window(row, col, height, width) for row, height in rows for col, width in cols))
 
 
 @dataclass(frozen=True)
 class TilePixels:
-    """One tile as read: `pixels` (bands, coded height + 2 halo, coded width + 2 halo) in the grid's dtype."""
+    """One tile as read: `full` (bands of the lattice's resolution, coded height + 2 halo, coded width + 2 halo) and
+    `half` (bands of half of it, half as many rows and columns), in the grid's dtype; `halo` in lattice pixels."""
 
     number: int
     tile: Tile
-    pixels: NDArray[Any]
+    lattice: Lattice
+    full: Pixels
+    half: Pixels
     halo: int
 
-    def nodata(self, value: int | None) -> NDArray[np.bool_] | None:
-        """Where each band is nodata, with halo; None where the grid defines no such value or nothing is."""
+    def nodata(self) -> NDArray[np.bool_] | None:
+        """Where each band is nodata in the tile's own window, (bands, height, width) at the lattice's resolution; None
+        where the grid defines no such value or nothing is."""
+        value = self.lattice.grid.nodata
         if value is None:
             return None
-        hole = self.pixels == value
-        return hole if hole.any() else None
+        holes = [pixels == value for pixels in (self.full, self.half)]
+        if not any(hole.any() for hole in holes):
+            return None
+        window, halo = self.tile.window, self.halo
+        out = np.empty((len(self.lattice.members), window.height, window.width), np.bool_)
+        core = np.s_[:, halo : halo + window.height, halo : halo + window.width]
+        out[~self.lattice.half] = holes[0][core]
+        out[self.lattice.half] = holes[1].repeat(2, axis=1).repeat(2, axis=2)[core]
+        return out
 
-    def core(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The tile's own window of an array that has the halo."""
-        window = self.tile.window
-        return array[:, self.halo : self.halo + window.height, self.halo : self.halo + window.width]
+    def coefficients(self, mean: Floats) -> Floats:
+        """Transform coefficients (bands, 64, blocks down, blocks across) with the halo's blocks, nodata filled; `mean`
+        (bands) fills a band that has no valid pixel here."""
+        lattice = self.lattice
+        size = (self.full.shape[1] // dct.BLOCK, self.full.shape[2] // dct.BLOCK)
+        if not lattice.half.any():
+            return dct.forward(self._filled(self.full, mean))
+        out = np.zeros((len(lattice.members), dct.CHANNELS, *size), np.float32)
+        if not lattice.half.all():
+            out[~lattice.half] = dct.forward(self._filled(self.full, mean[~lattice.half]))
+        out[lattice.half, : dct.HALF_CHANNELS] = dct.forward(self._filled(self.half, mean[lattice.half]), half=True)
+        return out
+
+    def _filled(self, pixels: Pixels, mean: Floats) -> Floats:
+        values = pixels.astype(np.float32)
+        nodata = self.lattice.grid.nodata
+        if nodata is None:
+            return values
+        hole = pixels == nodata
+        return fill_holes(values, hole, mean) if hole.any() else values
 
 
-class GridReader:
-    """Reads one grid of a source by rows of tiles, and windows of it for statistics."""
+class LatticeReader:
+    """Reads one lattice of a source by rows of tiles, and windows of it for statistics. `halo` in blocks."""
 
-    def __init__(self, source: Source, grid: int, core: int, halo: int) -> None:
-        self.source, self.number, self.halo = source, grid, halo
-        self.grid: Grid = source.scene.grids[grid]
-        self.tiles = TileGrid(self.grid.height, self.grid.width, core)
+    def __init__(self, source: Source, lattice: Lattice, number: int, core: int, halo: int) -> None:
+        self.source, self.lattice, self.number, self.halo = source, lattice, number, halo * dct.BLOCK
+        self.grid = lattice.grid
+        self.tiles = TileGrid(lattice.height, lattice.width, core)
+        self._readers = self._grouped()
 
-    def _read(self, top: int, left: int, height: int, width: int) -> NDArray[Any]:
-        """Pixels of a rectangle that may reach beyond the grid: edge pixels repeat."""
-        bottom, right = min(top + height, self.grid.height), min(left + width, self.grid.width)
-        window = Window(max(0, top), max(0, left), bottom - max(0, top), right - max(0, left))
-        pixels = self.source.read(self.number, window)
-        around = [
-            (0, 0),
-            (window.row - top, top + height - bottom),
-            (window.col - left, left + width - right),
-        ]
-        return np.pad(pixels, around, mode="edge") if any(a or b for a, b in around) else pixels
+    def _grouped(self) -> list[tuple[int, Member, list[int], list[int]]]:
+        """Members that are read alike: (grid, one of them, their places among all members, their bands)."""
+        found: dict[tuple[int, int], tuple[int, Member, list[int], list[int]]] = {}
+        for place, member in enumerate(self.lattice.members):
+            entry = found.setdefault((member.grid, member.factor), (member.grid, member, [], []))
+            entry[2].append(place)
+            entry[3].append(member.band)
+        return list(found.values())
+
+    def _read(self, top: int, left: int, height: int, width: int) -> tuple[Pixels, Pixels]:
+        """Full and half members of a rectangle of the lattice that may reach beyond it: edge pixels repeat. All four
+        are even."""
+        half = self.lattice.half
+        out = tuple(
+            np.empty((int((half == wanted).sum()), height // factor, width // factor), self.grid.dtype)
+            for wanted, factor in ((False, 1), (True, 2))
+        )
+        order = np.where(half, np.cumsum(half), np.cumsum(~half)) - 1
+        for grid, member, places, bands in self._readers:
+            factor = member.factor
+            rows = native_index(self.lattice, member, top // factor, height // factor, True)
+            cols = native_index(self.lattice, member, left // factor, width // factor, False)
+            out[factor - 1][order[places]] = self._gather(grid, member, bands, rows, cols)
+        return out[0], out[1]
+
+    def _gather(self, grid: int, member: Member, bands: list[int], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> Pixels:
+        shape = self.source.scene.grids[grid].shape
+        rows, cols = rows.clip(0, shape[1] - 1), cols.clip(0, shape[2] - 1)
+        block = self.lattice.unit * member.factor // member.pixel  # grid pixels that one native sample covers
+        left, right = int(cols[0]), min(int(cols[-1]) + block, shape[2])
+        straight = len(cols) == right - left
+        out = np.empty((len(bands), len(rows), len(cols)), self.source.scene.grids[grid].dtype)
+        done = 0
+        while done < len(rows):
+            top = int(rows[done])
+            count = int(np.searchsorted(rows[done:], top + ROWS_AT_ONCE))
+            part = rows[done : done + count]
+            bottom = min(int(part[-1]) + block, shape[1])
+            pixels = self.source.read(grid, Window(top, left, bottom - top, right - left))
+            if len(bands) < shape[0]:
+                pixels = pixels[bands]
+            if block > 1:
+                self._check_repeats(pixels, member, top, left)
+            if len(part) != pixels.shape[1]:
+                pixels = pixels[:, part - top]
+            out[:, done : done + count] = pixels if straight else pixels[:, :, cols - left]
+            done += count
+        return out
+
+    def _check_repeats(self, pixels: Pixels, member: Member, top: int, left: int) -> None:
+        """Every native sample must show the same value in all pixels that it covers."""
+        rows = sample_index(self.lattice, member, top, pixels.shape[1], True)
+        cols = sample_index(self.lattice, member, left, pixels.shape[2], False)
+        same_row, same_col = rows[1:] == rows[:-1], cols[1:] == cols[:-1]
+        if (pixels[:, 1:][:, same_row] != pixels[:, :-1][:, same_row]).any():
+            raise NotRepeated
+        if (pixels[:, :, 1:][:, :, same_col] != pixels[:, :, :-1][:, :, same_col]).any():
+            raise NotRepeated
 
     def row(self, row: int) -> Iterator[TilePixels]:
         """The tiles of one row of tiles, from one strip read."""
@@ -74,18 +172,20 @@ class GridReader:
         last = self.tiles.tile(self.tiles.number(row, self.tiles.cols - 1))
         height = first.coded[0] + 2 * self.halo
         width = last.window.col + last.coded[1] + 2 * self.halo
-        strip = self._read(first.window.row - self.halo, -self.halo, height, width)
+        full, half = self._read(first.window.row - self.halo, -self.halo, height, width)
         for number in self.tiles.row_tiles(row):
             tile = self.tiles.tile(number)
-            columns = slice(tile.window.col, tile.window.col + tile.coded[1] + 2 * self.halo)
-            yield TilePixels(number, tile, strip[:, :, columns], self.halo)
+            start, stop = tile.window.col, tile.window.col + tile.coded[1] + 2 * self.halo
+            yield TilePixels(
+                number, tile, self.lattice, full[:, :, start:stop], half[:, :, start // 2 : stop // 2], self.halo
+            )
 
-    def one(self, number: int) -> TilePixels:
-        """A single tile."""
-        tile = self.tiles.tile(number)
-        size = (tile.coded[0] + 2 * self.halo, tile.coded[1] + 2 * self.halo)
-        pixels = self._read(tile.window.row - self.halo, tile.window.col - self.halo, *size)
-        return TilePixels(number, tile, pixels, self.halo)
+    def one(self, number: int, halo: int | None = None) -> TilePixels:
+        """A single tile, with its halo or another one (in lattice pixels, a multiple of the block)."""
+        tile, margin = self.tiles.tile(number), self.halo if halo is None else halo
+        size = (tile.coded[0] + 2 * margin, tile.coded[1] + 2 * margin)
+        full, half = self._read(tile.window.row - margin, tile.window.col - margin, *size)
+        return TilePixels(number, tile, self.lattice, full, half, margin)
 
     def sample_tiles(self, most: int) -> list[int]:
         """Numbers of up to `most` tiles spread evenly over the grid."""
@@ -93,26 +193,36 @@ class GridReader:
         chosen = min(most, count)
         return sorted({round((i + 0.5) * count / chosen - 0.5) for i in range(chosen)})
 
-    def statistics(self) -> Statistics:
-        """Moments over sample tiles; pixels without any valid band are left out."""
-        bands = len(self.grid.bands)
-        moments = Moments(bands)
-        every = -(-bands * self.tiles.core**2 // SAMPLE_VALUES)  # of many bands, fewer pixels: memory stays bounded
+    def statistics(self, weights: Floats) -> Statistics:
+        """Moments over sample tiles, bands weighted; blocks without any valid pixel are left out."""
+        moments: Moments | None = None
+        bands = len(self.lattice.members)
         for number in self.sample_tiles(SAMPLE_WINDOWS):
-            tile = self.one(number)
-            flat = tile.core(tile.pixels).reshape(bands, -1)[:, ::every]
-            if self.grid.nodata is None:
-                moments.add(flat)
-                continue
-            hole = flat == self.grid.nodata
-            some = ~hole.all(axis=0)
-            moments.add(flat[:, some], hole[:, some])
+            tile = self.one(number, 0)
+            if moments is None:
+                moments = Moments(self.lattice.half, self._means(tile), weights)
+            values = tile.coefficients(moments.centre.astype(np.float32))
+            down, across = (-(-side // dct.BLOCK) for side in tile.tile.window[2:])
+            values = values[:, :, :down, :across].reshape(bands, dct.CHANNELS, -1)
+            every = -(-values.size // SAMPLE_VALUES)  # of many bands, fewer blocks: memory stays bounded
+            moments.add(values[:, :, self._valid_blocks(tile, down, across)][:, :, ::every])
+        assert moments is not None
         return moments.statistics()
 
-    def planes(self, tile: TilePixels, front_end: FrontEnd, step: float) -> NDArray[np.float32]:
-        """A tile's planes in steps, (planes, coded height + 2 halo, coded width + 2 halo), nodata filled."""
-        pixels = tile.pixels.astype(np.float32)
-        hole = tile.nodata(self.grid.nodata)
-        if hole is not None:
-            pixels = fill_holes(pixels, hole, front_end.mean.astype(np.float32))
-        return front_end.forward(pixels, step)
+    def _means(self, tile: TilePixels) -> NDArray[np.float64]:
+        out = np.zeros(len(self.lattice.members))
+        for chosen, pixels in ((~self.lattice.half, tile.full), (self.lattice.half, tile.half)):
+            valid = np.ones(pixels.shape, np.bool_) if self.grid.nodata is None else pixels != self.grid.nodata
+            count = valid.sum(axis=(1, 2))
+            out[chosen] = np.where(valid, pixels, 0).sum(axis=(1, 2), dtype=np.float64) / np.maximum(1, count)
+        return out
+
+    def _valid_blocks(self, tile: TilePixels, down: int, across: int) -> NDArray[np.bool_]:
+        """Blocks in which some band has some valid pixel; all of them, if none has."""
+        hole = tile.nodata()
+        if hole is None:
+            return np.ones(down * across, np.bool_)
+        height, width = hole.shape[1:]
+        padded = np.pad(hole.all(axis=0), [(0, down * 8 - height), (0, across * 8 - width)], constant_values=True)
+        some = ~padded.reshape(down, 8, across, 8).all(axis=(1, 3)).ravel()
+        return some if some.any() else ~some

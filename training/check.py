@@ -5,6 +5,7 @@ Every check returns figures for the card, or raises ConfigError saying which one
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import onnxruntime
 import torch
 
 from downlink.bundle import Bundle
-from downlink.latent import Prior as PriorFunction
+from downlink.dct import subband
+from downlink.latent import contexts
+from downlink.prior import FEATURES, GRAPHS, Prior, expect_known
 from downlink.scene import Band, Grid, Scene
 from training.config import ConfigError
 from training.corpus import Batch, Picture
 from training.integer import EXACT, IntegerConv
+from training.known import known, predict
 from training.model import ACTIVATION_LIMIT, HYPER_LIMIT, PlaneCodec
 
 CPU = ["CPUExecutionProvider"]
@@ -28,7 +32,7 @@ def check_exact(codec: PlaneCodec) -> float:
     worst = 0.0
     for name, layer in codec.prior.named_modules():
         if isinstance(layer, IntegerConv):
-            bound = layer.largest_sum(HYPER_LIMIT * 8.0 if name == "spread" else float(ACTIVATION_LIMIT))
+            bound = layer.largest_sum(HYPER_LIMIT * 8.0 if name.endswith("spread") else float(ACTIVATION_LIMIT))
             worst = max(worst, bound / EXACT)
             if bound >= EXACT:
                 raise ConfigError(
@@ -38,60 +42,53 @@ def check_exact(codec: PlaneCodec) -> float:
     return worst
 
 
-def session_prior(graph: bytes) -> PriorFunction:
-    """prior.onnx as the function that downlink.latent calls."""
-    session = onnxruntime.InferenceSession(graph, providers=CPU)
-
-    def prior(hyper: Any, own: Any, before: Any, energy: Any, levels: Any) -> tuple[Any, Any]:
-        arrays = {"hyper": hyper, "own": own, "before": before, "energy": energy}
-        inputs = {name: array.astype(np.float32) for name, array in arrays.items()}
-        inputs["level"] = levels.astype(np.float32).reshape(-1, 1, 1, 1)
-        index, mean = session.run(["index", "mean"], inputs)
-        return index.astype(np.uint8), mean.astype(np.int32)
-
-    return prior
-
-
-def torch_prior(codec: PlaneCodec) -> PriorFunction:
-    """The prior in float64: exact whatever the order of sums."""
-    wide = PlaneCodec(codec.config)
-    wide.load_state_dict(codec.state_dict())
-    exact = wide.prior.double().eval()
-
-    def prior(hyper: Any, own: Any, before: Any, energy: Any, levels: Any) -> tuple[Any, Any]:
-        tensors = [torch.from_numpy(a.astype(np.float64)) for a in (hyper, own, before, energy)]
-        with torch.no_grad():
-            index, mean = exact(*tensors, torch.from_numpy(levels.astype(np.float64)).view(-1, 1, 1, 1))
-        return index.numpy().astype(np.uint8), mean.numpy().astype(np.int32)
-
-    return prior
+def session_prior(files: dict[str, bytes]) -> Prior:
+    """The prior's graphs behind the function that downlink.prior calls."""
+    sessions = {name: onnxruntime.InferenceSession(files[name], providers=CPU) for name in (FEATURES, *GRAPHS)}
+    return Prior(lambda name, inputs: sessions[name].run(None, inputs)[0])
 
 
 def compare(codec: PlaneCodec, files: dict[str, bytes], batches: list[Batch]) -> dict[str, float]:
-    """Torch against onnxruntime on validation crops: largest relative difference of latents and pixels, and the
-    number of prior outputs that differ, of which none may."""
+    """Torch against onnxruntime on validation crops: largest relative difference of latents and coefficients, and the
+    number of prior outputs that differ (torch in float64: exact whatever the order of sums), of which none may."""
     encoder = onnxruntime.InferenceSession(files["encoder.onnx"], providers=CPU)
     decoder = onnxruntime.InferenceSession(files["decoder.onnx"], providers=CPU)
-    exact, fast = torch_prior(codec), session_prior(files["prior.onnx"])
+    exact = deepcopy(codec).double().eval()
+    fast = session_prior(files)
     worst_latent = worst_pixel = 0.0
     differing = compared = 0
     with torch.no_grad():
         for batch in batches:
-            pixels = batch.pixels.reshape(-1, 1, *batch.pixels.shape[2:])
-            level = batch.levels.reshape(-1, 1, 1, 1)
-            latent = codec.analysis(pixels)
-            hyper = codec.hyper(latent, level.view(-1))
-            found = encoder.run(["latent", "hyper"], {"pixels": pixels.numpy(), "level": level.numpy()})[0]
+            levels = batch.levels[0].numpy().astype(np.uint8)
+            rows = np.flatnonzero(levels.max(axis=1) > 0)
+            if not len(rows) or (np.diff((levels > 0).astype(int), axis=0) > 0).any():
+                continue  # on board, the planes of a subband are the first ones
+            levels = levels[rows]
+            coefficients = batch.coefficients[0, rows]
+            level = torch.from_numpy(levels.astype(np.float32))[:, :, None, None]
+            latent = codec.analysis(coefficients, level)
+            hyper = codec.hyper(latent, level).round()
+            inputs = {"coefficients": coefficients.numpy(), "level": level.numpy()}
+            found = encoder.run(["latent", "hyper"], inputs)[0]
             worst_latent = max(worst_latent, float(np.abs(found - latent.numpy()).max() / (1 + latent.abs().max())))
             symbols = latent.round()
-            own, before, energy = codec.contexts(symbols, batch.pixels.shape[1])
-            arguments = [t.numpy() for t in (hyper.round(), own, before, energy)] + [level.view(-1).numpy()]
-            for a, b in zip(exact(*arguments), fast(*arguments), strict=True):
-                differing += int((a != b).sum())
-                compared += a.size
-            rebuilt = codec.synthesis(symbols, torch.zeros_like(symbols), level, codec.inverse_patch())
+            turn = batch.turn[:, : len(rows), : len(rows)]
+            have = known(exact, symbols.double(), len(rows), turn.double())
+            index, mean = (t.numpy() for t in predict(exact, hyper.double(), have, level.double()))
+            counts = np.count_nonzero(levels, axis=0)
+            integers = symbols.numpy().astype(np.int32)
+            whole = turn[0].numpy().astype(np.int64)[: counts[1]]
+            got = expect_known(
+                fast, hyper.numpy().astype(np.int32), integers, *contexts(integers, whole), levels
+            )
+            for band, count in enumerate(counts):
+                at = np.s_[:count, subband(band)]
+                for a, b in ((index, got.index), (mean, got.mean)):
+                    differing += int((a[at] != b[at]).sum())
+                    compared += b[at].size
+            rebuilt = codec.synthesis(symbols, torch.zeros_like(symbols), level)
             inputs = {"symbols": symbols.numpy(), "before": np.zeros(symbols.shape, np.float32), "level": level.numpy()}
-            again = decoder.run(["pixels"], inputs)[0]
+            again = decoder.run(None, inputs)[0]
             worst_pixel = max(worst_pixel, float(np.abs(again - rebuilt.numpy()).max() / (1 + rebuilt.abs().max())))
     if differing:
         raise ConfigError(
@@ -100,12 +97,12 @@ def compare(codec: PlaneCodec, files: dict[str, bytes], batches: list[Batch]) ->
         )
     if worst_latent > 1e-4 or worst_pixel > 1e-4:
         raise ConfigError(
-            f"onnxruntime differs from torch by {worst_latent:.1e} in latents and {worst_pixel:.1e} in pixels "
+            f"onnxruntime differs from torch by {worst_latent:.1e} in latents and {worst_pixel:.1e} in coefficients "
             "(1e-4 is allowed); nothing was written"
         )
     return {
         "latent_relative_difference": worst_latent,
-        "pixel_relative_difference": worst_pixel,
+        "coefficient_relative_difference": worst_pixel,
         "prior_outputs_compared": compared,
         "prior_outputs_differing": differing,
     }
@@ -113,7 +110,8 @@ def compare(codec: PlaneCodec, files: dict[str, bytes], batches: list[Batch]) ->
 
 def check_scene(folder: Path, picture: Picture, quality: float = 48.0) -> dict[str, float | str]:
     """Encode and decode one whole validation picture with the real nodes; its rate and PSNR (peak 10000)."""
-    from decoder_node.decoder import PlaneDecoder, decode_rows
+    from decoder_node.compose import decode_rows
+    from decoder_node.decoder import PlaneDecoder
     from encoder_node.encoder import PlaneEncoder
     from encoder_node.pipeline import encode_scene
     from encoder_node.source_array import ArraySource

@@ -51,11 +51,10 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     latents: int = 64
     hyper_latents: int = 8
-    groups: tuple[int, ...] = (4, 16, 64)
-    """Ends of the channel groups (layers): channels 0..3 first, then 4..15, then the rest."""
     encoder_width: int = 64
     hyper_width: int = 48
-    prior_widths: tuple[int, ...] = (32, 48, 64)
+    prior_widths: tuple[int, ...] = (24, 24, 32, 48, 48)
+    """Of each coding pass: the block means' two, then subbands 1 to 3."""
     prior_features: int = 32
     decoder_width: int = 64
     refinement: float = 0.8
@@ -69,8 +68,6 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: int = 20000
     learning_rate: float = 1.0e-3
     warmup_steps: int = 200
-    patch_factor: float = 0.1
-    """The patch bases start as PCA: they learn this much more slowly, or loud planes would shake at every step."""
     minutes: float = 0.0
     """Stop after so many minutes of training (0 = by steps alone); the learning rate decays by whichever ends first."""
     validate_every: int = 500
@@ -94,10 +91,13 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schedule: Schedule = Schedule()
     trade: float = 8.66
     """Bits per squared step of error: 6 / ln 2 is the slope of a uniform quantiser at high rate."""
-    quality_range: tuple[float, float] = (20.0, 66.0)
+    lite_share: float = 0.2
+    """Share of steps without the analysis' correction, so that streams of an encoder that leaves it out decode as
+    well."""
+    quality_range: tuple[float, float] = (8.0, 64.0)
     """Where most steps are drawn: step = peak * 2^(-quality / 8)."""
-    quality_tail: tuple[float, float] = (66.0, 100.0)
-    tail_share: float = 0.12
+    quality_tail: tuple[float, float] = (64.0, 100.0)
+    tail_share: float = 0.1
     threads: int = 2
 
 

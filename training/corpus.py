@@ -16,7 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from downlink.context import level_of
+from downlink import dct
+from downlink.context import ROTATION_SHIFT, level_of
+from downlink.plane import QUIET
+from downlink.repeat import ONCE, Repetition
 from training.config import ConfigError, Corpus, Run
 
 Pixels = NDArray[np.float32]
@@ -26,14 +29,19 @@ INTEGER_TYPES = ("uint8", "uint16", "int16")
 @dataclass(frozen=True)
 class Picture:
     """One raster in memory: pixels (bands, height, width) in their own integer type, statistics over its valid
-    pixels."""
+    pixels.
+
+    `factors` (bands) is 2 for a band of half resolution (repeated 2 x 2, blocks beginning at the first pixel), else 1.
+    `covariances` (4, bands, bands) are of the transform's coefficients, summed over each subband's channels.
+    """
 
     name: str
     source: str
     pixels: NDArray[np.generic]
     peak: float
     mean: NDArray[np.float64]
-    covariance: NDArray[np.float64]
+    factors: NDArray[np.int64]
+    covariances: NDArray[np.float64]
 
     @property
     def bands(self) -> int:
@@ -58,13 +66,54 @@ def read_picture(path: Path) -> Picture | None:
     valid = _valid(pixels, nodata)
     if valid.sum() < 1024:
         return None
-    samples = pixels[:, valid].astype(np.float64)
-    mean = samples.mean(axis=1)
+    mean = pixels[:, valid].astype(np.float64).mean(axis=1)
     if not valid.all():  # invalid pixels become the mean: they must not teach edges that the codec never sees
         pixels = np.where(valid, pixels, np.round(mean).astype(pixels.dtype)[:, None, None])
-    covariance = np.atleast_2d(np.cov(samples))
     peak = 255.0 if pixels.dtype == np.uint8 else 10000.0
-    return Picture(path.name, path.name.split("__")[0], pixels, peak, mean, covariance)
+    pixels, mean, factors = _on_lattice(pixels, mean)
+    if min(pixels.shape[1:]) < 2 * dct.BLOCK:
+        return None
+    covariances = subband_covariances(coefficients(pixels.astype(np.float32), mean, factors))
+    return Picture(path.name, path.name.split("__")[0], pixels, peak, mean, factors, covariances)
+
+
+def _on_lattice(
+    pixels: NDArray[np.generic], mean: NDArray[np.float64]
+) -> tuple[NDArray[np.generic], NDArray[np.float64], NDArray[np.int64]]:
+    """Find bands repeated 2 x 2 and cut the picture so that their blocks begin at its first pixel. Bands repeated
+    otherwise are left out: the encoder codes them on a lattice of their own."""
+    repetition = Repetition(len(pixels))
+    repetition.add(pixels, 0, 0)
+    repeats = [repetition.found(band) for band in range(len(pixels))]
+    doubled = [repeat for repeat in repeats if repeat.factor == 2]
+    if doubled:
+        _, row, col = max(set(doubled), key=doubled.count)
+        height, width = (pixels.shape[1] - row) // 2 * 2, (pixels.shape[2] - col) // 2 * 2
+        pixels = pixels[:, row : row + height, col : col + width]
+        repeats = [ONCE if r.factor == 2 and r[1:] != (row, col) else r for r in repeats]
+    kept = [band for band, repeat in enumerate(repeats) if repeat.factor <= 2] or list(range(len(repeats)))
+    factors = np.array([repeats[band].factor if repeats[band].factor <= 2 else 1 for band in kept])
+    return np.ascontiguousarray(pixels[kept]), mean[kept], factors
+
+
+def coefficients(pixels: Pixels, mean: NDArray[np.float64], factors: NDArray[np.int64]) -> Pixels:
+    """Transform of whole blocks of a crop (bands, height, width): (bands, 64, height / 8, width / 8)."""
+    height, width = (side // dct.BLOCK * dct.BLOCK for side in pixels.shape[1:])
+    centred = pixels[:, :height, :width] - mean.astype(np.float32)[:, None, None]
+    out = np.zeros((len(pixels), dct.CHANNELS, height // dct.BLOCK, width // dct.BLOCK), np.float32)
+    once = factors == 1
+    out[once] = dct.forward(centred[once])
+    out[~once, : dct.HALF_CHANNELS] = dct.forward(centred[~once, ::2, ::2], half=True)
+    return out
+
+
+def subband_covariances(values: Pixels) -> NDArray[np.float64]:
+    """(4, bands, bands): mean product of bands' coefficients, summed over each subband's channels."""
+    out = []
+    for number in range(len(dct.SUBBANDS)):
+        flat = values[:, dct.subband(number)].reshape(len(values), -1).astype(np.float64)
+        out.append(flat @ flat.T / (values.shape[2] * values.shape[3]))
+    return np.stack(out)
 
 
 def read_corpus(folder: Path, config: Corpus) -> tuple[list[Picture], list[Picture]]:
@@ -96,13 +145,50 @@ def spectral_basis(covariance: NDArray[np.float64]) -> tuple[NDArray[np.float32]
     return vectors[:, order].T.astype(np.float32), np.maximum(variances[order], 0.0)
 
 
+PARTITIONS = ((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 2), (0, 1, 2, 3))
+"""Which basis each subband has: from one KLT for all to one for each."""
+PARTITION_SHARES = (0.1, 0.1, 0.15, 0.65)
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Planes in units of the step: pixels (crops, planes, side + 2 halo, ...), levels (crops, planes) as the side
-    chunk has them."""
+    """Coefficients of planes in units of the step: (crops, planes, 64, h + 2, w + 2); levels (crops, planes, 4) as the
+    side chunk has them; turn (crops, planes, planes): subband 0's planes seen from subband 1's, in 1/64."""
 
-    pixels: torch.Tensor
+    coefficients: torch.Tensor
     levels: torch.Tensor
+    turn: torch.Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.coefficients.to(device), self.levels.to(device), self.turn.to(device))
+
+
+Planes = tuple[Pixels, NDArray[np.float32], NDArray[np.float32]]
+
+
+def planes_of(
+    values: Pixels, covariances: NDArray[np.float64], factors: NDArray[np.int64], partition: tuple[int, ...], step: float
+) -> Planes:
+    """Bands' coefficients -> planes' in steps, levels (planes, 4) and turn (planes, planes): what the front end does
+    on board."""
+    bands = len(values)
+    out, levels = np.zeros_like(values), np.zeros((bands, len(dct.SUBBANDS)), np.float32)
+    if (factors == 2).any() and partition[3] == partition[2]:  # the high subband has fewer bands: a basis of its own
+        partition = (*partition[:3], partition[2] + 1)
+    rows = []
+    for number, (start, end) in enumerate(zip((0, *dct.SUBBANDS), dct.SUBBANDS, strict=False)):
+        members = [i for i, basis in enumerate(partition) if basis == partition[number]]
+        basis, _ = spectral_basis(covariances[members].sum(axis=0))
+        variances = np.einsum("pb,bc,pc->p", basis, covariances[number], basis) / (end - start)
+        for plane, variance in enumerate(variances):
+            deviation = float(np.sqrt(max(variance, 0.0)))
+            levels[plane, number] = level_of(deviation, step) if deviation > QUIET * step else 0
+        turned = np.tensordot(basis / np.float32(step), values[:, start:end], axes=1)
+        turned[levels[:, number] == 0] = 0
+        out[:, start:end] = turned
+        rows.append(basis * (levels[:, number] > 0)[:, None])
+    turn = np.round(rows[1] @ rows[0].T * (1 << ROTATION_SHIFT)).astype(np.float32)
+    return out, levels, turn
 
 
 class Sampler:
@@ -133,10 +219,10 @@ class Sampler:
         return float(peak * 2.0 ** (-self.random.uniform(low, high) / 8))
 
     def _crop(self, picture: Picture, bands: NDArray[np.int64]) -> Pixels:
-        side = self.corpus.crop + 2 * self.halo
+        side = self.corpus.crop + 2 * self.halo * dct.BLOCK
         height, width = picture.pixels.shape[1:]
-        top = int(self.random.integers(0, max(0, height - side) + 1))
-        left = int(self.random.integers(0, max(0, width - side) + 1))
+        top = int(self.random.integers(0, max(0, height - side) + 1)) // 2 * 2  # bands of half resolution stay whole
+        left = int(self.random.integers(0, max(0, width - side) + 1)) // 2 * 2
         crop = picture.pixels[bands, top : top + side, left : left + side].astype(np.float32)
         short = [(0, 0), (0, side - crop.shape[1]), (0, side - crop.shape[2])]
         return np.pad(crop, short, mode="symmetric") if any(b for _, b in short) else crop
@@ -145,15 +231,15 @@ class Sampler:
         crop = np.rot90(crop, int(self.random.integers(4)), axes=(1, 2))
         return crop[:, ::-1] if self.random.random() < 0.5 else crop
 
-    def _resample(self, crop: Pixels) -> Pixels:
+    def _resample(self, crop: Pixels, factors: NDArray[np.int64]) -> tuple[Pixels, NDArray[np.int64]]:
         """Some bands become what a coarser detector would have seen, brought back by the kernels that chains use."""
         chosen = self.random.random(crop.shape[0]) < 0.5
         if not chosen.any():
-            return crop
+            return crop, factors
         factor = int(self.random.choice([2, 2, 3, 6]))
         kernel = str(self.random.choice(["nearest", "bilinear", "bicubic"]))
         bands = torch.from_numpy(np.ascontiguousarray(crop[chosen]))[None]
-        phase = int(self.random.integers(factor))
+        phase = int(self.random.integers(factor)) if self.random.random() < 0.5 else 0
         bands = torch.roll(bands, (phase, phase), dims=(2, 3))
         coarse = torch.nn.functional.avg_pool2d(bands, factor, ceil_mode=True, count_include_pad=False)
         up = torch.nn.functional.interpolate(
@@ -161,35 +247,35 @@ class Sampler:
         )
         out = crop.copy()
         out[chosen] = np.round(up[0, :, : crop.shape[1], : crop.shape[2]].numpy())
-        return out
+        doubled = kernel == "nearest" and factor == 2 and phase == 0
+        return out, np.where(chosen, 2 if doubled else 1, factors)
 
-    def _example(self, count: int) -> tuple[Pixels, list[int]]:
+    def _example(self, count: int) -> Planes:
         weight = self.weight * (self.most_bands >= count)
         group = self.members[int(self.random.choice(len(self.members), p=weight / weight.sum()))]
         picture = self.pictures[int(self.random.choice(group))]
         bands = np.sort(self.random.permutation(picture.bands)[:count])
         crop = self._turn(self._crop(picture, bands))
-        mean, covariance = picture.mean[bands], picture.covariance[np.ix_(bands, bands)]
+        mean, factors = picture.mean[bands], picture.factors[bands]
+        covariances = picture.covariances[:, bands][:, :, bands]
         own = self.random.random() < self.augment.own_basis
         if self.random.random() < self.augment.radiometry:
             gain = np.exp2(self.random.uniform(-1.0, 1.0, count))
             crop = crop * gain.astype(np.float32)[:, None, None]
-            mean, covariance = mean * gain, covariance * np.outer(gain, gain)
+            mean, covariances = mean * gain, covariances * np.outer(gain, gain)
         if count > 1 and self.random.random() < self.augment.resample:
-            crop, own = self._resample(crop), True
+            (crop, factors), own = self._resample(crop, factors), True
         if own:
-            flat = crop.reshape(count, -1).astype(np.float64)
-            mean, covariance = flat.mean(axis=1), np.atleast_2d(np.cov(flat))
-        basis, variances = spectral_basis(covariance)
-        step = self._step(picture.peak)
-        centred = (crop - mean.astype(np.float32)[:, None, None]).reshape(count, -1)
-        planes = (basis @ centred).reshape(crop.shape) / np.float32(step)
-        return planes, [level_of(float(np.sqrt(v)), step) for v in variances]
+            mean = crop.reshape(count, -1).astype(np.float64).mean(axis=1)
+        values = coefficients(crop, mean, factors)
+        if own:
+            covariances = subband_covariances(values)
+        partition = PARTITIONS[int(self.random.choice(len(PARTITIONS), p=PARTITION_SHARES))]
+        return planes_of(values, covariances, factors, partition, self._step(picture.peak))
 
     def draw(self) -> Batch:
         """One batch: crops of one plane count, each with a step of its own."""
         count = self._plane_count()
         crops = max(1, self.corpus.planes_per_step // count)
         examples = [self._example(count) for _ in range(crops)]
-        pixels = torch.from_numpy(np.stack([planes for planes, _ in examples]))
-        return Batch(pixels, torch.tensor([levels for _, levels in examples], dtype=torch.float32))
+        return Batch(*(torch.from_numpy(np.stack(part)) for part in zip(*examples, strict=True)))

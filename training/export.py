@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from downlink.context import LEVEL_LIMIT
+from downlink.dct import SUBBANDS
+from downlink.prior import FEATURES, GRAPHS
 from downlink.selftest import SelfTest, answer
 from downlink.spec import PlaneSpec
 from downlink.table import Tables, logistic
@@ -29,8 +31,8 @@ from training.check import check_exact, check_scene, compare, session_prior
 from training.config import ConfigError, Run
 from training.corpus import Batch, Picture
 from training.integer import freeze
-from training.model import HALO, HYPER, HYPER_LIMIT, PATCH, Analysis, HyperAnalysis, PlaneCodec
-from training.objective import measure, refine
+from training.model import HALO, HYPER, HYPER_LIMIT, Analysis, HyperAnalysis, Pass, PlaneCodec, Prior
+from training.objective import measure
 from training.rate import SCALE_UNIT
 from training.train import validation_batches
 
@@ -42,27 +44,26 @@ SCALES = 96
 
 
 class Encoder(nn.Module):
-    """What flies: pixels with halo and the plane's level -> latents and hyper-latents, both unrounded."""
+    """What flies: coefficients with halo and the planes' levels -> latents and hyper-latents, both unrounded."""
 
     def __init__(self, analysis: Analysis, hyper: HyperAnalysis) -> None:
         super().__init__()
         self.analysis, self.hyper = analysis, hyper
 
-    def forward(self, pixels: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        latent = self.analysis(pixels)
+    def forward(self, coefficients: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        latent = self.analysis(coefficients, level)
         return latent, self.hyper(latent, level)
 
 
-class Decoder(nn.Module):
-    """What stays on the ground: the synthesis with its inverse basis as a constant."""
+class Lite(nn.Module):
+    """The encoder without its correction: latents are the coefficients, only the hyper-latents are computed."""
 
-    def __init__(self, codec: PlaneCodec) -> None:
+    def __init__(self, hyper: HyperAnalysis) -> None:
         super().__init__()
-        self.synthesis = codec.synthesis
-        self.register_buffer("inverse", codec.inverse_patch().detach())
+        self.hyper = hyper
 
-    def forward(self, symbols: Tensor, before: Tensor, level: Tensor) -> Tensor:
-        return self.synthesis(symbols, before, level, self.inverse)
+    def forward(self, latent: Tensor, level: Tensor) -> Tensor:
+        return self.hyper(latent, level)
 
 
 def load_run(best: Path) -> tuple[PlaneCodec, Run]:
@@ -112,51 +113,85 @@ def _bare(model: onnx.ModelProto) -> bytes:
 
 
 def graphs(codec: PlaneCodec) -> dict[str, bytes]:
-    """encoder.onnx, prior.onnx, decoder.onnx."""
+    """encoder.onnx, lite.onnx, decoder.onnx, prior_features.onnx and the passes' prior_0.onnx to prior_4.onnx."""
     free = torch.export.Dim.DYNAMIC
     config = codec.config
-    level = torch.full((2, 1, 1, 1), 40.0)
+    level = torch.full((2, len(SUBBANDS), 1, 1), 40.0)
     image = {0: free, 2: free, 3: free}
-    own, before, energy = (
-        torch.zeros(2, config.latents, 16, 16) for _ in range(3)
-    )  # the exporter merges inputs that are one tensor
-    hyper = torch.zeros(2, config.hyper_latents, 4, 4)
-    encoder = _onnx(
-        Encoder(codec.analysis, codec.hyper),
-        {"pixels": torch.randn(2, 1, 128 + 2 * HALO, 128 + 2 * HALO), "level": level},
-        ["latent", "hyper"],
-        {"pixels": image, "level": {0: free}},
-    )
-    prior = _onnx(
-        freeze(deepcopy(codec.prior)),
-        {"hyper": hyper, "own": own, "before": before, "energy": energy, "level": level},
-        ["index", "mean"],
-        {"hyper": image, "own": image, "before": image, "energy": image, "level": {0: free}},
-    )
-    decoder = _onnx(
-        Decoder(codec),
-        {"symbols": own, "before": before, "level": level},
-        ["pixels"],
-        {"symbols": image, "before": image, "level": {0: free}},
-    )
-    return {"encoder.onnx": encoder, "prior.onnx": prior, "decoder.onnx": decoder}
+
+    def blank(channels: int, side: int = 16) -> Tensor:  # one each: the exporter merges inputs that are one tensor
+        return torch.zeros(2, channels, side, side)
+
+    planes = {"level": {0: free}}
+    files = {
+        "encoder.onnx": _onnx(
+            Encoder(codec.analysis, codec.hyper),
+            {"coefficients": torch.randn(2, config.latents, 16 + 2 * HALO, 16 + 2 * HALO), "level": level},
+            ["latent", "hyper"],
+            {"coefficients": image, **planes},
+        ),
+        "lite.onnx": _onnx(
+            Lite(codec.hyper),
+            {"latent": torch.randn(2, config.latents, 16, 16), "level": level},
+            ["hyper"],
+            {"latent": image, **planes},
+        ),
+        "decoder.onnx": _onnx(
+            codec.synthesis,
+            {"symbols": blank(config.latents), "before": blank(config.latents), "level": level},
+            ["coefficients"],
+            {"symbols": image, "before": image, **planes},
+        ),
+    }
+    prior = freeze(deepcopy(codec.prior))
+    assert isinstance(prior, Prior)
+    files[FEATURES] = _onnx(prior.features, {"hyper": blank(config.hyper_latents, 4)}, ["features"], {"hyper": image})
+    for number, (name, one) in enumerate(zip(GRAPHS, prior.passes, strict=True)):
+        assert isinstance(one, Pass)
+        inputs = {"features": blank(config.prior_features), "level": level, "energy": blank(one.outputs)}
+        if one.earlier:
+            inputs["own"] = blank(one.earlier)
+        if one.extras:
+            inputs["extra"] = blank(one.extras)
+        free_inputs = {key: image for key in inputs} | planes
+        module = _First(one) if not one.earlier else one if one.extras else _Last(one)
+        files[name] = _onnx(module, inputs, ["expected"], free_inputs)
+    return files
+
+
+class _First(nn.Module):
+    """A pass that knows nothing of its own plane yet."""
+
+    def __init__(self, one: nn.Module) -> None:
+        super().__init__()
+        self.one = one
+
+    def forward(self, features: Tensor, level: Tensor, energy: Tensor, extra: Tensor) -> Tensor:
+        out: Tensor = self.one(features, level, energy, energy[:, :0], extra)
+        return out
+
+
+class _Last(nn.Module):
+    """A pass that does without the plane before."""
+
+    def __init__(self, one: nn.Module) -> None:
+        super().__init__()
+        self.one = one
+
+    def forward(self, features: Tensor, level: Tensor, energy: Tensor, own: Tensor) -> Tensor:
+        out: Tensor = self.one(features, level, energy, own, own[:, :0])
+        return out
 
 
 def distortion_table(codec: PlaneCodec, batches: list[Batch], trade: float) -> tuple[tuple[float, float], ...]:
-    """(bits per sample, pixel error / latent rounding error), averaged over crops in bins of rate: what PSNR targets
+    """(bits per sample, decoded error / latent rounding error), averaged over crops in bins of rate: what PSNR targets
     are steered by."""
     rows = []
     with torch.no_grad():
         for batch in batches:
-            planes = batch.pixels.shape[1]
             outcome = measure(codec, batch, False, trade)
-            latent = codec.analysis(batch.pixels.reshape(-1, 1, *batch.pixels.shape[2:]))
-            level = batch.levels.reshape(-1)
-            hyper = codec.hyper(latent, level).round()
-            symbols = refine(codec, latent, hyper, planes, level.view(-1, 1, 1, 1), trade)
-            rounding = float(((latent - symbols) ** 2).mean())
-            if rounding > 1e-9:
-                rows.append((float(outcome.rate.mean()), float(outcome.error.mean()) / rounding))
+            if float(outcome.rounding) > 1e-9:
+                rows.append((float(outcome.rate.mean()), float(outcome.error.mean() / outcome.rounding.mean())))
     rows.sort()
     bins = np.array_split(np.array(rows), min(8, len(rows)))
     means = [(round(float(b[:, 0].mean()), 4), round(float(np.median(b[:, 1])), 4)) for b in bins if len(b)]
@@ -170,11 +205,8 @@ def spec_of(codec: PlaneCodec, trade: float, distortion: tuple[tuple[float, floa
     with torch.no_grad():
         table = codec.hyper_index(levels).int().tolist()
     return PlaneSpec(
-        patch=PATCH,
         hyper=HYPER,
-        latents=config.latents,
         hyper_latents=config.hyper_latents,
-        groups=tuple(config.groups),
         encoder_halo=HALO,
         decoder_halo=config.decoder_blocks,
         hyper_limit=HYPER_LIMIT,
@@ -203,7 +235,7 @@ def export(
     files = graphs(codec)
     checks |= compare(codec, files, batches)
     spec = spec_of(codec, run.trade, distortion_table(codec, batches, run.trade))
-    prior = session_prior(files["prior.onnx"])
+    prior = session_prior(files)
     seed, planes, size = SELF_TEST
     files["selftest.json"] = msgspec.json.encode(SelfTest(seed, planes, size, answer(spec, prior, seed, planes, size)))
     files["tables.bin"] = tables_of().pack()

@@ -12,7 +12,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from decoder_node.decoder import PlaneDecoder, decode_rows
+from decoder_node.compose import decode_rows
+from decoder_node.decoder import PlaneDecoder
 from downlink import bundle
 from downlink.scene import Scene
 from downlink.stream import StreamReader

@@ -1,0 +1,85 @@
+"""Blocks of pixels <-> transform coefficients: the orthonormal 8 x 8 DCT-II, its channels ordered by subband.
+
+A band at half the lattice's resolution (a 20 m band on a 10 m lattice) is transformed by the 4 x 4 DCT of its own
+pixels, times 2: that is where the 8 x 8 DCT of a smooth enlargement would put it, with the same energy, and its high
+subband is empty. So bands of both resolutions share blocks, and what they have in common is found per frequency
+(downsampling in the DCT domain: Dugad, Ahuja 2001).
+
+Subbands cut the channels by frequency (u, v): 0 the mean (0, 0); 1 the rest of u, v < 2; 2 the rest of u, v < 4; 3
+all others.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 8
+CHANNELS = BLOCK * BLOCK
+SUBBANDS = (1, 4, 16, 64)
+"""Ends of the subbands' channels."""
+HALF_CHANNELS = 16
+"""Channels that a band of half resolution has: subbands 0 to 2."""
+
+Floats = NDArray[np.float32]
+
+
+def subband(number: int) -> slice:
+    """Channels of a subband."""
+    return slice(SUBBANDS[number - 1] if number else 0, SUBBANDS[number])
+
+
+def _cosines(size: int) -> NDArray[np.float64]:
+    """Orthonormal DCT-II matrix (frequency, position)."""
+    frequency, position = np.mgrid[:size, :size]
+    rows = np.cos(np.pi * (2 * position + 1) * frequency / (2 * size)) * np.sqrt(2 / size)
+    rows[0] /= np.sqrt(2)
+    return np.asarray(rows)
+
+
+def scan() -> list[tuple[int, int]]:
+    """(u, v) of every channel: by subband, within it by u + v, then u."""
+    every = [(u, v) for u in range(BLOCK) for v in range(BLOCK)]
+
+    def number(u: int, v: int) -> int:
+        return max(u, v).bit_length()
+
+    return sorted(every, key=lambda f: (number(*f), f[0] + f[1], f[0]))
+
+
+@cache
+def basis(half: bool = False) -> Floats:
+    """Rows of the block transform: (64, 64) of an 8 x 8 block in row-major order, or (16, 16) of a 4 x 4 one (times
+    2)."""
+    size = BLOCK // 2 if half else BLOCK
+    rows = _cosines(size)
+    chosen = scan()[: size * size]
+    both = np.stack([np.outer(rows[u], rows[v]).ravel() for u, v in chosen])
+    return (both * (2.0 if half else 1.0)).astype(np.float32)
+
+
+@cache
+def inverse_basis(half: bool = False) -> Floats:
+    """Columns that undo `basis`: block = inverse_basis @ channels."""
+    rows = basis(half)
+    return np.ascontiguousarray(rows.T / np.float32(4.0 if half else 1.0))
+
+
+def forward(pixels: Floats, half: bool = False) -> Floats:
+    """(n, height, width), sides multiples of the block -> (n, 64 or 16, height / block, width / block)."""
+    size = BLOCK // 2 if half else BLOCK
+    count, height, width = pixels.shape
+    blocks = pixels.reshape(count, height // size, size, width // size, size).transpose(0, 2, 4, 1, 3)
+    flat = np.ascontiguousarray(blocks, dtype=np.float32).reshape(count, size * size, height // size * (width // size))
+    return (basis(half) @ flat).reshape(count, size * size, height // size, width // size)
+
+
+def inverse(channels: Floats, half: bool = False) -> Floats:
+    """(n, 64 or 16, h, w) -> pixels (n, h * block, w * block): what `forward` undoes."""
+    size = BLOCK // 2 if half else BLOCK
+    count, _, high, wide = channels.shape
+    flat = inverse_basis(half) @ np.ascontiguousarray(channels, dtype=np.float32).reshape(count, size * size, high * wide)
+    blocks = flat.reshape(count, size, size, high, wide).transpose(0, 3, 1, 4, 2)
+    return np.ascontiguousarray(blocks).reshape(count, high * size, wide * size)
