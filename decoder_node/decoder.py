@@ -20,7 +20,7 @@ from downlink import mask as masks
 from downlink.bundle import Bundle
 from downlink.chunk import ChunkKey, GridCoding, Kind, Layout
 from downlink.errors import Malformed, Unsupported
-from downlink.latent import GROUPS, TileCode, TileSymbols, decode_tiles
+from downlink.latent import GROUPS, ReceivedTile, TileCode, decode_tiles
 from downlink.lattice import Lattice
 from downlink.manifest import Manifest
 from downlink.plane import FrontEnd, unpack_front_end
@@ -55,8 +55,8 @@ class PlaneDecoder:
 
         self._synthesis = session("decoder.onnx")
         self._sessions = {name: session(name) for name in (FEATURES, *GRAPHS)}
-        self.prior = Prior(lambda name, inputs: self._sessions[name].run(None, inputs)[0])
-        selftest.check(self.spec, self.prior, bundle.file("selftest.json"), bundle.name)
+        self.prior = Prior(lambda name, inputs: self._sessions[name].run(None, inputs))
+        selftest.check(self.spec, self.tables, self.prior, bundle.file("selftest.json"), bundle.name)
 
     def synthesise(self, values: Values, levels: NDArray[np.uint8]) -> Values:
         """Latent values (planes, 64, h, w) -> coefficients (planes, 64, h, w) in steps; levels (planes, 4)."""
@@ -157,7 +157,7 @@ class LatticeDecoder:
         absent = total = 0
         at_once = max(1, min(TILES_AT_ONCE, PLANE_TILES_AT_ONCE // self.coding.planes))
         for first in range(0, len(numbers), at_once):
-            by_size: dict[tuple[int, int], list[TileSymbols]] = {}
+            by_size: dict[tuple[int, int], list[ReceivedTile]] = {}
             for number in numbers[first : first + at_once]:
                 tile = self.tiles.tile(number)
                 decoded = _DecodedTile(tile, None, self._mask(number, tile.window.height, tile.window.width))
@@ -173,7 +173,7 @@ class LatticeDecoder:
                 if self.code is None or (0, 0) not in chunks:
                     continue
                 height, width = (side // dct.BLOCK for side in tile.coded)
-                symbols = TileSymbols(self.code, height, width, chunks)
+                symbols = ReceivedTile(self.code, height, width, chunks)
                 decoded.values = symbols.value
                 by_size.setdefault((height, width), []).append(symbols)
             for group in by_size.values():
@@ -218,7 +218,7 @@ class LatticeDecoder:
         full = self._whole(dct.inverse(coefficients[~half])[:, : window.height, : window.width])
         full = self._restore_nodata(full, None if nodata is None else nodata[~half])
         if not half.any():
-            return full, full[:0]
+            return full, np.empty((0, -(-window.height // 2), -(-window.width // 2)), full.dtype)
         coarse = self._whole(dct.inverse(coefficients[half, : dct.HALF_CHANNELS], half=True))
         coarse = coarse[:, : -(-window.height // 2), : -(-window.width // 2)]
         return full, self._restore_nodata(coarse, None if nodata is None else nodata[half, ::2, ::2])

@@ -5,14 +5,17 @@ from symbols that both ends already share: the companded symbols of earlier subb
 running energy of all planes before, and what neighbouring blocks' means say of a block's own. No float enters.
 Refuses nothing: any int32 symbol has a companded value.
 
-A block's mean (channel 0) is coded in two passes over a checkerboard: first the anchors, then the others, each
-predicted from its four anchors (checkerboard context: He et al. 2021). Once all means are known, their slopes predict
-the first horizontal and vertical frequency of every block (as JPEG's AC prediction does).
+Symbols of a subband are coded in three phases: a quarter of the fields, those diagonally between them, then the rest,
+so that three in four symbols see four neighbours (as in checkerboard contexts: He et al. 2021). Once all block means
+are known, their slopes predict the first horizontal and vertical frequency of every block (as JPEG's AC prediction
+does).
 
 Shapes: symbols of one plane are (channels, height, width) at latent resolution, any leading axes allowed.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,37 +77,62 @@ def level_of(deviation: float, step: float) -> int:
 
 
 NEAR_LIMIT = 1 << 17
-"""Predictions from neighbours stay within this: times a trust below 2^6 they are exact in float32."""
+"""Predictions from neighbours, in eighths, stay within this: times a trust below 2^5 they stay below 2^24."""
 ROTATION_SHIFT = 6
 
 Integers = NDArray[np.int32]
+Mask = NDArray[np.bool_]
 
 
-def anchors(height: int, width: int) -> NDArray[np.bool_]:
-    """Blocks whose mean is coded first: the even fields of a checkerboard, (height, width)."""
-    rows, cols = np.ogrid[:height, :width]
-    return np.asarray((rows + cols) % 2 == 0)
+def phases(height: int, width: int) -> tuple[Mask, Mask, Mask]:
+    """The fields that a subband's three phases code, (height, width) each: every second one of every second row; those
+    diagonally between them; all others."""
+    rows, cols = np.arange(height)[:, None] % 2, np.arange(width) % 2
+    return (rows == 0) & (cols == 0), (rows == 1) & (cols == 1), rows != cols
 
 
-def _neighbours(values: Integers, fill: int) -> list[Integers]:
-    """The field above, below, left and right of every field, `fill` beyond the edge; (..., h, w) each."""
+def _shifted(values: NDArray[Any], fill: int) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+    """The fields diagonally and directly beside every field, `fill` beyond the edge; (..., h, w) each."""
     padded = np.pad(values, [(0, 0)] * (values.ndim - 2) + [(1, 1), (1, 1)], constant_values=fill)
-    return [padded[..., :-2, 1:-1], padded[..., 2:, 1:-1], padded[..., 1:-1, :-2], padded[..., 1:-1, 2:]]
+    diagonal = [padded[..., :-2, :-2], padded[..., :-2, 2:], padded[..., 2:, :-2], padded[..., 2:, 2:]]
+    direct = [padded[..., :-2, 1:-1], padded[..., 2:, 1:-1], padded[..., 1:-1, :-2], padded[..., 1:-1, 2:]]
+    return diagonal, direct
 
 
-def near(means: Integers) -> tuple[Integers, NDArray[np.int16]]:
-    """What a block's four neighbours say of its mean: their average in eighths (floor), and the companded width of
-    their range.
+def around(magnitudes: NDArray[np.int16]) -> NDArray[np.int16]:
+    """What a field's four neighbours of earlier phases hold, on average (floor; 0 beyond the edge): (..., h, w) of
+    companded magnitudes. Nothing is known in the first phase; the second sees its diagonal neighbours, the third its
+    direct ones."""
+    _, second, third = phases(*magnitudes.shape[-2:])
+    diagonal, direct = _shifted(magnitudes, 0)
+    out = np.zeros_like(magnitudes)
+    for mask, neighbours in ((second, diagonal), (third, direct)):
+        np.copyto(out, (neighbours[0] + neighbours[1] + neighbours[2] + neighbours[3]) >> 2, where=mask)
+    return out
 
-    `means` are the symbols of channel 0, (..., h, w) with h, w >= 2; only neighbours are looked at.
-    """
-    values = np.clip(means, -NEAR_LIMIT // 8, NEAR_LIMIT // 8)
-    total = sum(_neighbours(values, 0))
+
+def near(values: Integers) -> tuple[Integers, NDArray[np.int16]]:
+    """What a field's neighbours of earlier phases predict: their average in eighths (floor), and the companded width
+    of their range; 0 where there are none. `values` are symbols (..., h, w)."""
+    bounded = np.clip(values, -NEAR_LIMIT // 8, NEAR_LIMIT // 8)
     height, width = values.shape[-2:]
-    count = sum(_neighbours(np.ones((height, width), np.int32), 0))
-    widest = np.maximum.reduce(_neighbours(values, -NEAR_LIMIT))
-    lowest = np.minimum.reduce(_neighbours(values, NEAR_LIMIT))
-    return (total * 8 // count).astype(np.int32), compand(widest - lowest)
+    _, second, third = phases(height, width)
+    average, widest = np.zeros(bounded.shape, np.int32), np.zeros(bounded.shape, np.int32)
+    count = _shifted(np.ones((height, width), np.int32), 0)
+    total, highest, lowest = _shifted(bounded, 0), _shifted(bounded, -NEAR_LIMIT), _shifted(bounded, NEAR_LIMIT)
+    for which, mask in enumerate((second, third)):
+        mask = mask & (sum(count[which]) > 0)
+        average[..., mask] = (sum(total[which]) * 8 // np.maximum(1, sum(count[which])))[..., mask]
+        span = np.maximum.reduce(highest[which]) - np.minimum.reduce(lowest[which])
+        widest[..., mask] = span[..., mask]
+    return average, compand(widest)
+
+
+def smooth(values: NDArray[np.int16]) -> NDArray[np.int16]:
+    """3x3 binomial average of (..., h, w), floor of sixteenths, 0 beyond the edge."""
+    padded = np.pad(values, [(0, 0)] * (values.ndim - 2) + [(1, 1), (1, 1)])
+    rows = padded[..., :-2, :] + padded[..., 2:, :] + 2 * padded[..., 1:-1, :]
+    return np.asarray((rows[..., :-2] + rows[..., 2:] + 2 * rows[..., 1:-1]) >> 4)
 
 
 def rotation(to_rows: NDArray[np.int16], from_rows: NDArray[np.int16], unit: int) -> NDArray[np.int64]:
@@ -114,11 +142,19 @@ def rotation(to_rows: NDArray[np.int16], from_rows: NDArray[np.int16], unit: int
     return (2 * (product << ROTATION_SHIFT) + unit) // (2 * unit)
 
 
-def slopes(means: Integers, turn: NDArray[np.int64]) -> Integers:
-    """How a tile's block means fall from left to right and from top to bottom, turned into subband 1's planes:
-    (planes, 2, h, w) from means (planes of subband 0, h, w)."""
-    values = np.clip(means, -NEAR_LIMIT // 8, NEAR_LIMIT // 8)
-    padded = np.pad(values, [(0, 0), (1, 1), (1, 1)], mode="edge").astype(np.float64)  # exact: sums stay below 2^53
-    both = np.stack([padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]], axis=1)
-    turned = np.floor(np.tensordot(turn.astype(np.float64), both, axes=1) / (1 << ROTATION_SHIFT))
-    return np.clip(turned, -NEAR_LIMIT, NEAR_LIMIT).astype(np.int32)
+def slopes(means: Integers) -> Integers:
+    """How block means (planes, h, w) fall from left to right and from top to bottom: (planes, 2, h, w)."""
+    padded = np.pad(np.clip(means, -NEAR_LIMIT, NEAR_LIMIT), [(0, 0), (1, 1), (1, 1)], mode="edge")
+    return np.stack([padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]], axis=1)
+
+
+def turned(slope: Integers, turn: NDArray[np.int64]) -> Integers:
+    """Slopes of subband 0's planes as subband 1's planes see them: (planes of 1, 2, h, w)."""
+    exact = np.tensordot(turn.astype(np.float64), slope[: turn.shape[1]].astype(np.float64), axes=1)  # below 2^53
+    return np.clip(np.floor(exact / (1 << ROTATION_SHIFT)), -NEAR_LIMIT, NEAR_LIMIT).astype(np.int32)
+
+
+def steepness(slope: Integers) -> NDArray[np.int16]:
+    """How steep the block means are: companded |across| + |down| of slopes (planes, 2, h, w) in eighths: (planes, h,
+    w)."""
+    return compand(np.abs(slope).sum(axis=1, dtype=np.int32) >> 3)

@@ -6,7 +6,8 @@ subband is empty. So bands of both resolutions share blocks, and what they have 
 (downsampling in the DCT domain: Dugad, Ahuja 2001).
 
 Subbands cut the channels by frequency (u, v): 0 the mean (0, 0); 1 the rest of u, v < 2; 2 the rest of u, v < 4; 3
-all others.
+all others. The means of 4 x 4 blocks are transformed once more, by a 4 x 4 DCT, into the 16 channels of the *root* at
+1/32 of the resolution: at low rates most bits are theirs.
 """
 
 from __future__ import annotations
@@ -83,3 +84,53 @@ def inverse(channels: Floats, half: bool = False) -> Floats:
     flat = inverse_basis(half) @ np.ascontiguousarray(channels, dtype=np.float32).reshape(count, size * size, high * wide)
     blocks = flat.reshape(count, size, size, high, wide).transpose(0, 3, 1, 4, 2)
     return np.ascontiguousarray(blocks).reshape(count, high * size, wide * size)
+
+
+ROOT = 4
+"""Blocks along a side whose means are transformed together."""
+ROOT_CHANNELS = ROOT * ROOT
+_ROOT_SHIFT = 10
+
+
+@cache
+def _root_basis() -> Floats:
+    """Rows (16, 16) of the orthonormal 4 x 4 DCT, in the order of `scan`."""
+    return np.asarray(basis(half=True) / np.float32(2.0))
+
+
+@cache
+def _root_integers() -> NDArray[np.float64]:
+    """Columns that undo it, in units of 2^-10: small integers, carried in float64."""
+    return np.rint(_root_basis().T.astype(np.float64) * (1 << _ROOT_SHIFT))
+
+
+def root_forward(means: Floats) -> Floats:
+    """Block means (n, h, w), sides multiples of 4 -> root channels (n, 16, h/4, w/4)."""
+    count, height, width = means.shape
+    blocks = means.reshape(count, height // ROOT, ROOT, width // ROOT, ROOT).transpose(0, 2, 4, 1, 3)
+    flat = np.ascontiguousarray(blocks, dtype=np.float32).reshape(count, ROOT_CHANNELS, (height * width) // 16)
+    return (_root_basis() @ flat).reshape(count, ROOT_CHANNELS, height // ROOT, width // ROOT)
+
+
+def _unblocked(flat: NDArray[np.generic], high: int, wide: int) -> NDArray[np.generic]:
+    count = len(flat)
+    blocks = flat.reshape(count, ROOT, ROOT, high, wide).transpose(0, 3, 1, 4, 2)
+    return np.ascontiguousarray(blocks).reshape(count, high * ROOT, wide * ROOT)
+
+
+def root_inverse(root: Floats) -> Floats:
+    """What `root_forward` undoes: (n, 16, h, w) -> (n, 4 h, 4 w)."""
+    count, _, high, wide = root.shape
+    flat = _root_basis().T @ np.ascontiguousarray(root, dtype=np.float32).reshape(count, ROOT_CHANNELS, high * wide)
+    return np.asarray(_unblocked(flat, high, wide), np.float32)
+
+
+def root_means(symbols: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Block means that root symbols (n, 16, h, w) stand for, in eighths of a step, by integers alone: (n, 4 h, 4 w).
+
+    Sums of 16 products below 2^33 are exact in float64, in any order.
+    """
+    count, _, high, wide = symbols.shape
+    flat = _root_integers() @ symbols.reshape(count, ROOT_CHANNELS, high * wide).astype(np.float64)
+    eighths = np.floor(flat / (1 << _ROOT_SHIFT - 3))
+    return np.asarray(_unblocked(eighths, high, wide)).astype(np.int32)

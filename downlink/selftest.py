@@ -13,11 +13,13 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from downlink.context import COMPAND_LIMIT, LEVEL_LIMIT, NEAR_LIMIT
-from downlink.dct import CHANNELS, SUBBANDS
+from downlink.context import COMPAND_LIMIT, LEVEL_LIMIT, ROTATION_SHIFT
+from downlink.dct import CHANNELS, ROOT, ROOT_CHANNELS, SUBBANDS
 from downlink.errors import BundleError
-from downlink.prior import SLOPED, KnownTile, Prior, expect_known
+from downlink.latent import TileCode, TileSymbols, expect_tile
+from downlink.prior import Prior
 from downlink.spec import PlaneSpec
+from downlink.table import Tables
 
 
 class SelfTest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,29 +39,30 @@ def _draw(seed: int, count: int) -> NDArray[np.uint64]:
         return z ^ (z >> np.uint64(31))
 
 
-def answer(spec: PlaneSpec, prior: Prior, seed: int, planes: int, size: int) -> str:
-    """SHA-256 of index (uint8) and mean (int32, little-endian) that `prior` gives for the drawn inputs."""
+def answer(spec: PlaneSpec, tables: Tables, prior: Prior, seed: int, planes: int, size: int) -> str:
+    """SHA-256 of index (uint8) and mean (int32, little-endian) of each subband that `prior` gives for drawn symbols."""
 
     def integers(salt: int, shape: tuple[int, ...], limit: int) -> NDArray[np.int64]:
         spread = _draw(seed + salt, int(np.prod(shape))) % np.uint64(2 * limit + 1)
         return spread.astype(np.int64).reshape(shape) - limit
 
-    wide = (planes, CHANNELS, size, size)
+    small = size // ROOT
     hyper = integers(1, (planes, spec.hyper_latents, size // spec.hyper, size // spec.hyper), spec.hyper_limit)
-    own, before = (integers(salt, wide, COMPAND_LIMIT).astype(np.int16) for salt in (2, 3))
-    energy = np.abs(integers(4, wide, COMPAND_LIMIT)).astype(np.int16)
-    levels = 1 + (_draw(seed + 5, planes * len(SUBBANDS)) % np.uint64(LEVEL_LIMIT)).astype(np.uint8)
-    latent = integers(6, wide, COMPAND_LIMIT).astype(np.int32)
-    slope = integers(7, (planes, SLOPED, size, size), NEAR_LIMIT).astype(np.int32)
-    known = KnownTile(before, energy, slope)
-    levels = levels.reshape(planes, len(SUBBANDS))
-    index, mean = expect_known(prior, hyper.astype(np.int32), latent, own, known, levels)
-    digest = hashlib.sha256(index.astype(np.uint8).tobytes())
-    digest.update(mean.astype("<i4").tobytes())
+    latent = integers(2, (planes, CHANNELS, size, size), COMPAND_LIMIT) >> 3
+    root = integers(3, (planes, ROOT_CHANNELS, small, small), 8 * COMPAND_LIMIT)
+    levels = 1 + (_draw(seed + 4, planes * len(SUBBANDS)) % np.uint64(LEVEL_LIMIT)).astype(np.uint8)
+    turn = integers(5, (planes, planes), 1 << ROTATION_SHIFT)
+    code = TileCode(spec, tables, levels.reshape(planes, len(SUBBANDS)), turn, planes)
+    symbols = TileSymbols(*(array.astype(np.int32) for array in (root, latent, hyper)))
+    expected = expect_tile(code, symbols, prior)
+    digest = hashlib.sha256()
+    for index, mean in expected:
+        digest.update(index.tobytes())
+        digest.update(mean.astype("<i4").tobytes())
     return digest.hexdigest()
 
 
-def check(spec: PlaneSpec, prior: Prior, packed: bytes, bundle: str) -> None:
+def check(spec: PlaneSpec, tables: Tables, prior: Prior, packed: bytes, bundle: str) -> None:
     """Run the self-test `packed` (selftest.json); BundleError if this machine's answer is another."""
     try:
         test = msgspec.json.decode(packed, type=SelfTest)
@@ -67,7 +70,7 @@ def check(spec: PlaneSpec, prior: Prior, packed: bytes, bundle: str) -> None:
         raise BundleError(f"bundle {bundle}: selftest.json: {error}; fetch the bundle again") from error
     if not (0 < test.planes <= 64 and 0 < test.size <= 256 and test.size % spec.hyper == 0):
         raise BundleError(f"bundle {bundle}: self-test of {test.planes} planes of {test.size} latents cannot be run")
-    found = answer(spec, prior, test.seed, test.planes, test.size)
+    found = answer(spec, tables, prior, test.seed, test.planes, test.size)
     if found != test.sha256:
         raise BundleError(
             f"bundle {bundle}: its prior gives {found[:16]}… on this machine, the bundle states {test.sha256[:16]}…; "

@@ -25,8 +25,6 @@ class PlaneSpec(Struct, frozen=True, forbid_unknown_fields=True):
     hyper: Count
     """Latents per hyper-latent along a side."""
     hyper_latents: Count
-    encoder_halo: Annotated[int, Meta(ge=0, le=4)]
-    """Blocks around a tile's core that the encoder must see."""
     decoder_halo: Annotated[int, Meta(ge=0, le=16)]
     """Latents around a tile's core that the decoder must see."""
     hyper_limit: Annotated[int, Meta(ge=1, le=127)]

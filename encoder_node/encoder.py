@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 
 from downlink import dct, selftest
 from downlink.bundle import Bundle
-from downlink.latent import TileCode
-from downlink.prior import FEATURES, GRAPHS, Prior, Symbols
+from downlink.latent import TileCode, TileSymbols
+from downlink.prior import FEATURES, GRAPHS, Prior
 from downlink.spec import plane_spec
 from downlink.table import Tables
 from encoder_node.refine import refine
 
 PLANES_AT_ONCE = 16
 """Planes of a tile that pass the network together: bounds memory for hundreds of bands at no loss of speed."""
-SYMBOL_LIMIT = 1 << 22
+SYMBOL_LIMIT = 1 << 20
+HYPER = "encoder.onnx"
 
 Floats = NDArray[np.float32]
 
@@ -36,12 +37,11 @@ def _session(bundle: Bundle, name: str, threads: int) -> onnxruntime.InferenceSe
     return onnxruntime.InferenceSession(bundle.file(name), options, providers=["CPUExecutionProvider"])
 
 
-class TileSymbols(NamedTuple):
-    """What the encoder makes of one tile: `latent` (planes, 64, h, w), `hyper` (planes, hyper_latents, h/4, w/4), both
-    int32; `rounding_error` is the squared rounding error of all latents together, in steps squared."""
+class Analysed(NamedTuple):
+    """What the encoder makes of one tile: its symbols, and the squared rounding error of all of them together, in steps
+    squared."""
 
-    latent: Symbols
-    hyper: Symbols
+    symbols: TileSymbols
     rounding_error: float
 
 
@@ -52,36 +52,33 @@ class PlaneEncoder:
         self.bundle = bundle
         self.spec = plane_spec(bundle.parameters)
         self.tables = Tables.unpack(bundle.file("tables.bin"))
-        self._analysis = _session(bundle, "encoder.onnx", threads)
-        self._sessions = {name: _session(bundle, name, threads) for name in (FEATURES, *GRAPHS)}
+        self._sessions = {name: _session(bundle, name, threads) for name in (HYPER, FEATURES, *GRAPHS)}
         self.prior = Prior(self._run)
-        selftest.check(self.spec, self.prior, bundle.file("selftest.json"), bundle.name)
+        selftest.check(self.spec, self.tables, self.prior, bundle.file("selftest.json"), bundle.name)
 
-    def _run(self, name: str, inputs: dict[str, Floats]) -> Any:
+    def _run(self, name: str, inputs: dict[str, Floats]) -> list[Any]:
         session = self._sessions[name]
         count = len(next(iter(inputs.values())))
         parts = [
-            session.run(None, {key: value[first : first + PLANES_AT_ONCE] for key, value in inputs.items()})[0]
+            session.run(None, {key: value[first : first + PLANES_AT_ONCE] for key, value in inputs.items()})
             for first in range(0, count, PLANES_AT_ONCE)
         ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
-    def analyse(self, planes: Floats, code: TileCode, core: tuple[int, int]) -> TileSymbols:
-        """Coefficients (planes, 64, h + 2 halo, w + 2 halo) in steps -> symbols of the tile.
+    def analyse(self, planes: Floats, code: TileCode, core: tuple[int, int]) -> Analysed:
+        """Coefficients (planes, 64, h, w) in steps -> symbols of the tile.
 
         `core` is the (height, width) in pixels that matters: latents wholly beyond it are zeros, which cost next to
-        nothing.
+        nothing; block means there continue the edge, which costs less than a jump.
         """
-        parts, hypers = [], []
+        down, across = (-(-side // dct.BLOCK) for side in core)
+        planes[:, 1:, down:] = 0
+        planes[:, 1:, :, across:] = 0
+        np.clip(planes, -SYMBOL_LIMIT, SYMBOL_LIMIT, out=planes)
         level = code.levels.astype(np.float32)[:, :, None, None]
-        for first in range(0, len(planes), PLANES_AT_ONCE):
-            part = np.s_[first : first + PLANES_AT_ONCE]
-            latent, hyper = self._analysis.run(["latent", "hyper"], {"coefficients": planes[part], "level": level[part]})
-            parts.append(np.clip(latent, -SYMBOL_LIMIT, SYMBOL_LIMIT))
-            hypers.append(np.rint(hyper).astype(np.int32))
-        latents, hyper = np.concatenate(parts), np.concatenate(hypers)
-        latents[:, :, -(-core[0] // dct.BLOCK) :] = 0
-        latents[:, :, :, -(-core[1] // dct.BLOCK) :] = 0
-        symbols = refine(latents, hyper, code, self.prior)
-        latents -= symbols
-        return TileSymbols(symbols, hyper, float(np.dot(latents.ravel(), latents.ravel())))
+        (hyper,) = self._run(HYPER, {"coefficients": planes, "level": level})
+        root = dct.root_forward(planes[:, 0])
+        symbols = refine(root, planes, np.rint(hyper).astype(np.int32), code, self.prior)
+        error = float(np.square(root - symbols.root).sum())
+        difference = planes[:, 1:] - symbols.latent[:, 1:]
+        return Analysed(symbols, error + float(np.dot(difference.ravel(), difference.ravel())))

@@ -23,7 +23,7 @@ from downlink.plane import FrontEnd
 from downlink.quality import default_peak
 from downlink.repeat import Repetition
 from downlink.scene import Scene, validate
-from encoder_node.encoder import PlaneEncoder, TileSymbols
+from encoder_node.encoder import Analysed, PlaneEncoder
 from encoder_node.source import Source
 from encoder_node.spool import EncodedScene, Spool
 from encoder_node.target import Estimate, Target, search_step, step_of_quality
@@ -62,7 +62,7 @@ class _LatticeEncoder:
     def _code(self, front_end: FrontEnd, planes_per_chunk: int) -> TileCode:
         return TileCode(self.encoder.spec, self.encoder.tables, front_end.levels, front_end.turn, planes_per_chunk)
 
-    def _analyse(self, tile: TilePixels, front_end: FrontEnd, code: TileCode, step: float) -> TileSymbols:
+    def _analyse(self, tile: TilePixels, front_end: FrontEnd, code: TileCode, step: float) -> Analysed:
         window = tile.tile.window
         planes = front_end.forward(tile.coefficients(front_end.mean.astype(np.float32)), step)
         return self.encoder.analyse(planes, code, (window.height, window.width))
@@ -76,11 +76,11 @@ class _LatticeEncoder:
         pixels = 0
         for number in self.reader.sample_tiles(RATE_TILES):
             tile = self.reader.one(number)
-            symbols = self._analyse(tile, front_end, code, step)
-            tile_cost = tile_bits(code, symbols.latent, symbols.hyper, self.encoder.prior)
+            symbols, rounding_error = self._analyse(tile, front_end, code, step)
+            tile_cost = tile_bits(code, symbols, self.encoder.prior)
             bits += tile_cost + 8 * OVERHEAD_BYTES_PER_CHUNK * GROUPS
             samples = tile.tile.window.samples * len(self.reader.lattice.members)
-            error += symbols.rounding_error * self._error_ratio(tile_cost / samples) * step**2
+            error += rounding_error * self._error_ratio(tile_cost / samples) * step**2
             pixels += tile.tile.window.samples
         lattice = self.reader.lattice
         whole = lattice.height * lattice.width
@@ -126,8 +126,8 @@ class _LatticeEncoder:
         for row in range(self.reader.tiles.rows):
             for tile in self.reader.row(row):
                 mode = self._put_mask(tile, mode, spool)
-                symbols = self._analyse(tile, front_end, code, step)
-                chunks = encode_tile(code, symbols.latent, symbols.hyper, self.encoder.prior)
+                symbols = self._analyse(tile, front_end, code, step).symbols
+                chunks = encode_tile(code, symbols, self.encoder.prior)
                 for (group, number), payload in chunks.items():
                     if len(payload) > limits.CHUNK_BYTES_MAX:
                         raise _ChunkTooLarge
@@ -237,9 +237,8 @@ def _encode(
     progress: Progress | None,
 ) -> EncodedScene:
     scene = source.scene
-    halo = encoder.spec.encoder_halo
     readers = [
-        LatticeReader(source, lattice, number, TILE, halo)
+        LatticeReader(source, lattice, number, TILE)
         for number, lattice in enumerate(lattices(scene, resolutions))
     ]
     encoders = [_LatticeEncoder(reader, encoder) for reader in readers]

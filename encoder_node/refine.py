@@ -13,8 +13,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from downlink.latent import TileCode, contexts
-from downlink.prior import Prior, Symbols, expect_known
+from downlink.dct import subband
+from downlink.latent import TileCode, TileSymbols, expect_tile
+from downlink.prior import Prior, Symbols
 
 DEAD_ZONE = 0.65
 """Magnitude below which a latent counts as zero in the first guess."""
@@ -23,6 +24,9 @@ SCALE_UNIT = 0.11
 EXPONENT_LIMIT = 60.0
 
 Floats = NDArray[np.float32]
+_INVERSE_SCALES = (
+    math.pi / (SCALE_UNIT * math.sqrt(3)) * np.exp2(-(np.arange(256, dtype=np.float32) - 1) / 4)
+).astype(np.float32)
 
 
 def _bits(offset: Floats, inverse: Floats) -> Floats:
@@ -35,24 +39,49 @@ def _bits(offset: Floats, inverse: Floats) -> Floats:
     return np.asarray(total / math.log(2), np.float32)
 
 
-def refine(latents: Floats, hyper: Symbols, code: TileCode, prior: Prior) -> Symbols:
-    """Symbols int32 for unrounded `latents` (planes, 64, h, w) of a tile, given its hyper-latents."""
-    nearest = np.rint(latents).astype(np.int32)
-    bit_price = code.spec.bit_price
-    if bit_price <= 0:
-        return nearest
-    guess = nearest.copy()
-    guess[np.abs(latents) < DEAD_ZONE] = 0
-    index, mean = expect_known(prior, hyper, guess, *contexts(guess, code.turn), code.levels)
-    at = np.flatnonzero(nearest)
-    value = nearest.reshape(-1)[at]
+def refine(root: Floats, latent: Floats, hyper: Symbols, code: TileCode, prior: Prior) -> TileSymbols:
+    """Symbols of a tile for its exact `root` (planes, 16, h/4, w/4) and `latent` (planes, 64, h, w), given its
+    hyper-latents."""
+    price = code.spec.bit_price
+    if price <= 0:
+        return TileSymbols(_nearest(root), _without_means(_nearest(latent)), hyper)
+    guess = TileSymbols(_guess(root), _without_means(_guess(latent)), hyper)
+    out = TileSymbols(_nearest(root), _without_means(_nearest(latent)), hyper)
+    for number, (index, mean) in enumerate(expect_tile(code, guess, prior)):
+        count = len(index)
+        exact = latent[:count, subband(number)] if number else root[:count]
+        symbols = out.of_subband(number)
+        symbols[:count] = _cheaper(exact, symbols[:count], index, mean, price)
+        symbols[count:] = 0
+    return out
+
+
+def _nearest(exact: Floats) -> Symbols:
+    return np.rint(exact).astype(np.int32)
+
+
+def _guess(exact: Floats) -> Symbols:
+    guess = _nearest(exact)
+    guess[np.abs(exact) < DEAD_ZONE] = 0
+    return guess
+
+
+def _without_means(latent: Symbols) -> Symbols:
+    """Channel 0 is coded as the root."""
+    latent[:, 0] = 0
+    return latent
+
+
+def _cheaper(exact: Floats, nearest: Symbols, index: NDArray[np.uint8], mean: Symbols, price: float) -> Symbols:
+    """`nearest`, or one step closer to zero where that is worth it."""
+    symbols = nearest.reshape(-1)  # a copy where `nearest` is a view of some channels
+    at = np.flatnonzero(symbols)
+    value = symbols[at]
     lower = value - np.sign(value)
-    scale = np.exp2((np.arange(256, dtype=np.float32) - 1) / 4) * np.float32(SCALE_UNIT * math.sqrt(3) / math.pi)
-    inverse = (1 / scale).astype(np.float32)[index.reshape(-1)[at]]
+    inverse = _INVERSE_SCALES[index.reshape(-1)[at]]
     centre = (mean.reshape(-1)[at] / 8).astype(np.float32)
-    exact = latents.reshape(-1)[at]
+    there = exact.reshape(-1)[at]
     saved = np.subtract(_bits(value - centre, inverse), _bits(lower - centre, inverse))
-    added = (exact - lower) ** 2 - (exact - value) ** 2
-    symbols = nearest.reshape(-1)
-    symbols[at] = np.where(saved * np.float32(bit_price) > added, lower, value)
+    added = (there - lower) ** 2 - (there - value) ** 2
+    symbols[at] = np.where(saved * np.float32(price) > added, lower, value)
     return symbols.reshape(nearest.shape)

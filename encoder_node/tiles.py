@@ -1,8 +1,7 @@
-"""Windows of a scene -> what the encoder works on: strips read once, bands gathered on their lattice, tiles cut with
-halo, nodata filled, pixels transformed.
+"""Windows of a scene -> what the encoder works on: strips read once, bands gathered on their lattice, tiles cut,
+nodata filled, pixels transformed.
 
-Everything beyond the grid's edge is the edge pixel repeated. Only one strip (a row of tiles with its halo) is in
-memory.
+Everything beyond the grid's edge is the edge pixel repeated. Only one strip (a row of tiles) is in memory.
 """
 
 from __future__ import annotations
@@ -50,15 +49,14 @@ def sample_windows(grid: Grid) -> list[Window]:
 
 @dataclass(frozen=True)
 class TilePixels:
-    """One tile as read: `full` (bands of the lattice's resolution, coded height + 2 halo, coded width + 2 halo) and
-    `half` (bands of half of it, half as many rows and columns), in the grid's dtype; `halo` in lattice pixels."""
+    """One tile as read: `full` (bands of the lattice's resolution, coded height, coded width) and `half` (bands of
+    half of it, half as many rows and columns), in the grid's dtype."""
 
     number: int
     tile: Tile
     lattice: Lattice
     full: Pixels
     half: Pixels
-    halo: int
 
     def nodata(self) -> NDArray[np.bool_] | None:
         """Where each band is nodata in the tile's own window, (bands, height, width) at the lattice's resolution; None
@@ -69,15 +67,15 @@ class TilePixels:
         holes = [pixels == value for pixels in (self.full, self.half)]
         if not any(hole.any() for hole in holes):
             return None
-        window, halo = self.tile.window, self.halo
+        window = self.tile.window
         out = np.empty((len(self.lattice.members), window.height, window.width), np.bool_)
-        core = np.s_[:, halo : halo + window.height, halo : halo + window.width]
+        core = np.s_[:, : window.height, : window.width]
         out[~self.lattice.half] = holes[0][core]
         out[self.lattice.half] = holes[1].repeat(2, axis=1).repeat(2, axis=2)[core]
         return out
 
     def coefficients(self, mean: Floats) -> Floats:
-        """Transform coefficients (bands, 64, blocks down, blocks across) with the halo's blocks, nodata filled; `mean`
+        """Transform coefficients (bands, 64, blocks down, blocks across), nodata filled; `mean`
         (bands) fills a band that has no valid pixel here."""
         lattice = self.lattice
         size = (self.full.shape[1] // dct.BLOCK, self.full.shape[2] // dct.BLOCK)
@@ -99,10 +97,10 @@ class TilePixels:
 
 
 class LatticeReader:
-    """Reads one lattice of a source by rows of tiles, and windows of it for statistics. `halo` in blocks."""
+    """Reads one lattice of a source by rows of tiles, and windows of it for statistics."""
 
-    def __init__(self, source: Source, lattice: Lattice, number: int, core: int, halo: int) -> None:
-        self.source, self.lattice, self.number, self.halo = source, lattice, number, halo * dct.BLOCK
+    def __init__(self, source: Source, lattice: Lattice, number: int, core: int) -> None:
+        self.source, self.lattice, self.number = source, lattice, number
         self.grid = lattice.grid
         self.tiles = TileGrid(lattice.height, lattice.width, core)
         self._readers = self._grouped()
@@ -170,22 +168,16 @@ class LatticeReader:
         """The tiles of one row of tiles, from one strip read."""
         first = self.tiles.tile(self.tiles.number(row, 0))
         last = self.tiles.tile(self.tiles.number(row, self.tiles.cols - 1))
-        height = first.coded[0] + 2 * self.halo
-        width = last.window.col + last.coded[1] + 2 * self.halo
-        full, half = self._read(first.window.row - self.halo, -self.halo, height, width)
+        full, half = self._read(first.window.row, 0, first.coded[0], last.window.col + last.coded[1])
         for number in self.tiles.row_tiles(row):
             tile = self.tiles.tile(number)
-            start, stop = tile.window.col, tile.window.col + tile.coded[1] + 2 * self.halo
-            yield TilePixels(
-                number, tile, self.lattice, full[:, :, start:stop], half[:, :, start // 2 : stop // 2], self.halo
-            )
+            start, stop = tile.window.col, tile.window.col + tile.coded[1]
+            yield TilePixels(number, tile, self.lattice, full[:, :, start:stop], half[:, :, start // 2 : stop // 2])
 
-    def one(self, number: int, halo: int | None = None) -> TilePixels:
-        """A single tile, with its halo or another one (in lattice pixels, a multiple of the block)."""
-        tile, margin = self.tiles.tile(number), self.halo if halo is None else halo
-        size = (tile.coded[0] + 2 * margin, tile.coded[1] + 2 * margin)
-        full, half = self._read(tile.window.row - margin, tile.window.col - margin, *size)
-        return TilePixels(number, tile, self.lattice, full, half, margin)
+    def one(self, number: int) -> TilePixels:
+        """A single tile."""
+        tile = self.tiles.tile(number)
+        return TilePixels(number, tile, self.lattice, *self._read(tile.window.row, tile.window.col, *tile.coded))
 
     def sample_tiles(self, most: int) -> list[int]:
         """Numbers of up to `most` tiles spread evenly over the grid."""
@@ -198,7 +190,7 @@ class LatticeReader:
         moments: Moments | None = None
         bands = len(self.lattice.members)
         for number in self.sample_tiles(SAMPLE_WINDOWS):
-            tile = self.one(number, 0)
+            tile = self.one(number)
             if moments is None:
                 moments = Moments(self.lattice.half, self._means(tile), weights)
             values = tile.coefficients(moments.centre.astype(np.float32))

@@ -47,14 +47,13 @@ class Augment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Sizes of the plane codec. Encoder cost is about (64 + 9 W + 2 W + prior) kMAC per 64 samples."""
+    """Sizes of the plane codec. """
 
     latents: int = 64
     hyper_latents: int = 8
-    encoder_width: int = 64
     hyper_width: int = 48
-    prior_widths: tuple[int, ...] = (24, 24, 32, 48, 48)
-    """Of each coding pass: the block means' two, then subbands 1 to 3."""
+    prior_widths: tuple[int, ...] = (32, 32, 48, 64)
+    """Of each subband's network."""
     prior_features: int = 32
     decoder_width: int = 64
     refinement: float = 0.8
@@ -91,9 +90,6 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schedule: Schedule = Schedule()
     trade: float = 8.66
     """Bits per squared step of error: 6 / ln 2 is the slope of a uniform quantiser at high rate."""
-    lite_share: float = 0.2
-    """Share of steps without the analysis' correction, so that streams of an encoder that leaves it out decode as
-    well."""
     quality_range: tuple[float, float] = (8.0, 64.0)
     """Where most steps are drawn: step = peak * 2^(-quality / 8)."""
     quality_tail: tuple[float, float] = (64.0, 100.0)

@@ -152,7 +152,7 @@ PARTITION_SHARES = (0.1, 0.1, 0.15, 0.65)
 
 @dataclass(frozen=True)
 class Batch:
-    """Coefficients of planes in units of the step: (crops, planes, 64, h + 2, w + 2); levels (crops, planes, 4) as the
+    """Coefficients of planes in units of the step: (crops, planes, 64, h, w); levels (crops, planes, 4) as the
     side chunk has them; turn (crops, planes, planes): subband 0's planes seen from subband 1's, in 1/64."""
 
     coefficients: torch.Tensor
@@ -194,8 +194,8 @@ def planes_of(
 class Sampler:
     """Draws batches. One generator per sampler; the same seed draws the same batches."""
 
-    def __init__(self, pictures: list[Picture], run: Run, halo: int, seed: int) -> None:
-        self.pictures, self.corpus, self.augment, self.run, self.halo = pictures, run.corpus, run.augment, run, halo
+    def __init__(self, pictures: list[Picture], run: Run, seed: int) -> None:
+        self.pictures, self.corpus, self.augment, self.run = pictures, run.corpus, run.augment, run
         self.random = np.random.default_rng(seed)
         by_source: dict[tuple[str, int], list[int]] = defaultdict(list)
         for i, picture in enumerate(pictures):
@@ -219,7 +219,7 @@ class Sampler:
         return float(peak * 2.0 ** (-self.random.uniform(low, high) / 8))
 
     def _crop(self, picture: Picture, bands: NDArray[np.int64]) -> Pixels:
-        side = self.corpus.crop + 2 * self.halo * dct.BLOCK
+        side = self.corpus.crop
         height, width = picture.pixels.shape[1:]
         top = int(self.random.integers(0, max(0, height - side) + 1)) // 2 * 2  # bands of half resolution stay whole
         left = int(self.random.integers(0, max(0, width - side) + 1)) // 2 * 2

@@ -31,7 +31,7 @@ from training.check import check_exact, check_scene, compare, session_prior
 from training.config import ConfigError, Run
 from training.corpus import Batch, Picture
 from training.integer import freeze
-from training.model import HALO, HYPER, HYPER_LIMIT, Analysis, HyperAnalysis, Pass, PlaneCodec, Prior
+from training.model import HYPER, HYPER_LIMIT, Expect, PlaneCodec, Prior
 from training.objective import measure
 from training.rate import SCALE_UNIT
 from training.train import validation_batches
@@ -41,29 +41,6 @@ Checks = dict[str, Any]
 SELF_TEST = (20261121, 3, 16)
 """Seed, planes and latents per side of the self-test."""
 SCALES = 96
-
-
-class Encoder(nn.Module):
-    """What flies: coefficients with halo and the planes' levels -> latents and hyper-latents, both unrounded."""
-
-    def __init__(self, analysis: Analysis, hyper: HyperAnalysis) -> None:
-        super().__init__()
-        self.analysis, self.hyper = analysis, hyper
-
-    def forward(self, coefficients: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        latent = self.analysis(coefficients, level)
-        return latent, self.hyper(latent, level)
-
-
-class Lite(nn.Module):
-    """The encoder without its correction: latents are the coefficients, only the hyper-latents are computed."""
-
-    def __init__(self, hyper: HyperAnalysis) -> None:
-        super().__init__()
-        self.hyper = hyper
-
-    def forward(self, latent: Tensor, level: Tensor) -> Tensor:
-        return self.hyper(latent, level)
 
 
 def load_run(best: Path) -> tuple[PlaneCodec, Run]:
@@ -113,7 +90,7 @@ def _bare(model: onnx.ModelProto) -> bytes:
 
 
 def graphs(codec: PlaneCodec) -> dict[str, bytes]:
-    """encoder.onnx, lite.onnx, decoder.onnx, prior_features.onnx and the passes' prior_0.onnx to prior_4.onnx."""
+    """encoder.onnx, decoder.onnx, prior_features.onnx and the subbands' prior_0.onnx to prior_3.onnx."""
     free = torch.export.Dim.DYNAMIC
     config = codec.config
     level = torch.full((2, len(SUBBANDS), 1, 1), 40.0)
@@ -125,16 +102,10 @@ def graphs(codec: PlaneCodec) -> dict[str, bytes]:
     planes = {"level": {0: free}}
     files = {
         "encoder.onnx": _onnx(
-            Encoder(codec.analysis, codec.hyper),
-            {"coefficients": torch.randn(2, config.latents, 16 + 2 * HALO, 16 + 2 * HALO), "level": level},
-            ["latent", "hyper"],
-            {"coefficients": image, **planes},
-        ),
-        "lite.onnx": _onnx(
-            Lite(codec.hyper),
-            {"latent": torch.randn(2, config.latents, 16, 16), "level": level},
+            codec.hyper,
+            {"coefficients": torch.randn(2, config.latents, 16, 16), "level": level},
             ["hyper"],
-            {"latent": image, **planes},
+            {"coefficients": image, **planes},
         ),
         "decoder.onnx": _onnx(
             codec.synthesis,
@@ -145,42 +116,12 @@ def graphs(codec: PlaneCodec) -> dict[str, bytes]:
     }
     prior = freeze(deepcopy(codec.prior))
     assert isinstance(prior, Prior)
-    files[FEATURES] = _onnx(prior.features, {"hyper": blank(config.hyper_latents, 4)}, ["features"], {"hyper": image})
-    for number, (name, one) in enumerate(zip(GRAPHS, prior.passes, strict=True)):
-        assert isinstance(one, Pass)
-        inputs = {"features": blank(config.prior_features), "level": level, "energy": blank(one.outputs)}
-        if one.earlier:
-            inputs["own"] = blank(one.earlier)
-        if one.extras:
-            inputs["extra"] = blank(one.extras)
-        free_inputs = {key: image for key in inputs} | planes
-        module = _First(one) if not one.earlier else one if one.extras else _Last(one)
-        files[name] = _onnx(module, inputs, ["expected"], free_inputs)
+    hyper = {"hyper": blank(config.hyper_latents, 4)}
+    files[FEATURES] = _onnx(prior.features, hyper, ["coarse", "fine"], {"hyper": image})
+    for name, one in zip(GRAPHS, prior.subbands, strict=True):
+        assert isinstance(one, Expect)
+        files[name] = _onnx(one, {"known": blank(one.inputs)}, ["expected"], {"known": image})
     return files
-
-
-class _First(nn.Module):
-    """A pass that knows nothing of its own plane yet."""
-
-    def __init__(self, one: nn.Module) -> None:
-        super().__init__()
-        self.one = one
-
-    def forward(self, features: Tensor, level: Tensor, energy: Tensor, extra: Tensor) -> Tensor:
-        out: Tensor = self.one(features, level, energy, energy[:, :0], extra)
-        return out
-
-
-class _Last(nn.Module):
-    """A pass that does without the plane before."""
-
-    def __init__(self, one: nn.Module) -> None:
-        super().__init__()
-        self.one = one
-
-    def forward(self, features: Tensor, level: Tensor, energy: Tensor, own: Tensor) -> Tensor:
-        out: Tensor = self.one(features, level, energy, own, own[:, :0])
-        return out
 
 
 def distortion_table(codec: PlaneCodec, batches: list[Batch], trade: float) -> tuple[tuple[float, float], ...]:
@@ -207,7 +148,6 @@ def spec_of(codec: PlaneCodec, trade: float, distortion: tuple[tuple[float, floa
     return PlaneSpec(
         hyper=HYPER,
         hyper_latents=config.hyper_latents,
-        encoder_halo=HALO,
         decoder_halo=config.decoder_blocks,
         hyper_limit=HYPER_LIMIT,
         hyper_index=tuple(tuple(row) for row in table),
@@ -233,12 +173,13 @@ def export(
     batches = [batch for _, _, batch in validation_batches(held, run)]
     checks: Checks = {"largest_partial_sum_share": check_exact(codec)}
     files = graphs(codec)
-    checks |= compare(codec, files, batches)
     spec = spec_of(codec, run.trade, distortion_table(codec, batches, run.trade))
+    files["tables.bin"] = tables_of().pack()
+    checks |= compare(codec, files, spec, batches)
     prior = session_prior(files)
     seed, planes, size = SELF_TEST
-    files["selftest.json"] = msgspec.json.encode(SelfTest(seed, planes, size, answer(spec, prior, seed, planes, size)))
-    files["tables.bin"] = tables_of().pack()
+    hashed = answer(spec, Tables.unpack(files["tables.bin"]), prior, seed, planes, size)
+    files["selftest.json"] = msgspec.json.encode(SelfTest(seed, planes, size, hashed))
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         staging = Path(folder) / "bundle"
         _write(staging, name, version, spec, files)

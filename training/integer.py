@@ -104,13 +104,7 @@ def freeze(module: nn.Module) -> nn.Module:
     return module
 
 
-class IntegerSmooth(nn.Module):
+def binomial(x: Tensor) -> Tensor:
     """Depthwise 3x3 binomial average, floor of sixteenths: what the neighbourhood holds, in integers."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        kernel = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]])
-        self.register_buffer("kernel", kernel.expand(channels, 1, 3, 3).contiguous())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.floor(F.conv2d(x, self.kernel, padding=1, groups=x.shape[1]) * 0.0625)
+    kernel = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]], device=x.device, dtype=x.dtype)
+    return torch.floor(F.conv2d(x, kernel.expand(x.shape[1], 1, 3, 3), padding=1, groups=x.shape[1]) * 0.0625)

@@ -9,94 +9,146 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from downlink import dct
 from downlink.context import ENERGY_DECAY, NEAR_LIMIT, ROTATION_SHIFT
-from training.model import BEFORE_PASSES, MEANS, PASSES, TRUSTS, PlaneCodec, channels
+from training.integer import binomial
+from training.model import FLAG, SUBBANDS, TRUST_SHIFTS, PlaneCodec, channels
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """Symbols of planes: `root` (n, 16, h/4, w/4) and `latent` (n, 64, h, w), whose channel 0 counts for nothing."""
+
+    root: Tensor
+    latent: Tensor
+
+
+def phases(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The second and the third phase (downlink.context.phases) as 0 and 1, (1, 1, height, width)."""
+    rows, cols = torch.arange(height, device=device)[:, None] % 2, torch.arange(width, device=device) % 2
+    return ((rows == 1) & (cols == 1)).float()[None, None], (rows != cols).float()[None, None]
+
+
+def _shifted(x: Tensor, fill: float = 0.0) -> tuple[list[Tensor], list[Tensor]]:
+    p = F.pad(x, (1, 1, 1, 1), value=fill)
+    diagonal = [p[..., :-2, :-2], p[..., :-2, 2:], p[..., 2:, :-2], p[..., 2:, 2:]]
+    direct = [p[..., :-2, 1:-1], p[..., 2:, 1:-1], p[..., 1:-1, :-2], p[..., 1:-1, 2:]]
+    return diagonal, direct
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    return parts[0] + parts[1] + parts[2] + parts[3]
+
+
+def around(magnitudes: Tensor) -> Tensor:
+    """downlink.context.around."""
+    second, third = phases(*magnitudes.shape[-2:], magnitudes.device)
+    diagonal, direct = _shifted(magnitudes)
+    return torch.floor(_total(diagonal) * 0.25) * second + torch.floor(_total(direct) * 0.25) * third
+
+
+def near(codec: PlaneCodec, values: Tensor) -> tuple[Tensor, Tensor]:
+    """downlink.context.near of (n, 1, h, w)."""
+    bounded = values.clamp(-NEAR_LIMIT // 8, NEAR_LIMIT // 8)
+    counts = _shifted(torch.ones_like(values[:1]))
+    totals, highest, lowest = _shifted(bounded), _shifted(bounded, -NEAR_LIMIT), _shifted(bounded, NEAR_LIMIT)
+    average, widest = torch.zeros_like(values), torch.zeros_like(values)
+    for which, mask in enumerate(phases(*values.shape[-2:], values.device)):
+        count = _total(counts[which])
+        mask = mask * (count > 0)
+        average = average + torch.floor(_total(totals[which]) * 8.0 / count.clamp(min=1) + 1e-4) * mask
+        span = torch.stack(highest[which]).amax(dim=0) - torch.stack(lowest[which]).amin(dim=0)
+        widest = widest + span * mask
+    return average, codec.compand(widest)
+
+
+def root_means(root: Tensor) -> Tensor:
+    """downlink.dct.root_means: (n, 1, 4 h, 4 w) in eighths."""
+    weights = torch.from_numpy(dct._root_integers().astype("float32")).to(root)  # (position, channel)
+    kernel = weights.t().reshape(dct.ROOT_CHANNELS, 1, dct.ROOT, dct.ROOT)
+    return torch.floor(F.conv_transpose2d(root, kernel, stride=dct.ROOT) / 128.0)
+
+
+def _energy(magnitudes: Tensor, planes: int) -> Tensor:
+    stacked = magnitudes.view(-1, planes, *magnitudes.shape[1:])
+    energies = [torch.zeros_like(stacked[:, 0])]
+    for p in range(1, planes):
+        energies.append(torch.maximum(energies[-1] - ENERGY_DECAY, stacked[:, p - 1]))
+    return torch.stack(energies, dim=1).reshape_as(magnitudes)
 
 
 @dataclass(frozen=True)
 class Known:
-    """Contexts of all planes of a batch, each (n, channels, h, w): companded symbols `own`, `before`, running `energy`,
-    `near` in eighths and its companded `spread`, `slope` (n, 2, h, w), and where the anchors are (1, 1, h, w)."""
+    """Inputs of every subband's network but features and levels, (n, K, h, w) each, and the two predictions: `near` of
+    the root (n, 1, h/4, w/4) and `slope` (n, 2, h, w), in eighths."""
 
-    own: Tensor
-    before: Tensor
-    energy: Tensor
+    inputs: tuple[Tensor, ...]
     near: Tensor
-    spread: Tensor
     slope: Tensor
-    anchor: Tensor
 
     def of(self, rows: Tensor) -> Known:
         """Of some planes only."""
-        return Known(*(getattr(self, name)[rows] for name in list(vars(self))[:-1]), self.anchor)
+        return Known(tuple(one[rows] for one in self.inputs), self.near[rows], self.slope[rows])
 
 
-def anchors(height: int, width: int, device: torch.device) -> Tensor:
-    """downlink.context.anchors as 0 and 1, (1, 1, height, width)."""
-    rows, cols = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
-    return ((rows + cols) % 2 == 0).float()[None, None]
-
-
-def known(codec: PlaneCodec, symbols: Tensor, planes: int, turn: Tensor) -> Known:
-    """Contexts of symbols (crops * planes, 64, h, w), crop-major; `turn` (crops, planes, planes) in units of 1/64."""
+def known(codec: PlaneCodec, symbols: Symbols, planes: int, turn: Tensor) -> Known:
+    """Contexts of symbols of crops * planes, crop-major; `turn` (crops, planes, planes) in units of 1/64."""
     with torch.no_grad():
-        own = codec.compand(symbols)
-        stacked = own.view(-1, planes, *own.shape[1:])
-        before = torch.cat([torch.zeros_like(stacked[:, :1]), stacked[:, :-1]], dim=1)
-        energies = [torch.zeros_like(stacked[:, 0])]
-        for p in range(1, planes):
-            energies.append(torch.maximum(energies[-1] - ENERGY_DECAY, stacked[:, p - 1].abs()))
-        energy = torch.stack(energies, dim=1)
-        height, width = symbols.shape[-2:]
-        anchor = anchors(height, width, symbols.device)
-        means = symbols[:, :1].clamp(-NEAR_LIMIT // 8, NEAR_LIMIT // 8)
-        padded = F.pad(means, (1, 1, 1, 1))
-        around = _around(padded)
-        count = sum(_around(F.pad(torch.ones_like(means[:1]), (1, 1, 1, 1))))
-        near = torch.floor(sum(around) * 8.0 / count + 1e-4)
-        outside = torch.where(F.pad(torch.ones_like(means[:1]), (1, 1, 1, 1)) > 0, 0.0, float(NEAR_LIMIT))
-        highest = torch.stack(_around(padded - outside)).amax(dim=0)
-        lowest = torch.stack(_around(padded + outside)).amin(dim=0)
-        spread = codec.compand(highest - lowest)
+        root, own = codec.compand(symbols.root).abs(), codec.compand(symbols.latent).abs()
+        means = root_means(symbols.root).clamp(-NEAR_LIMIT, NEAR_LIMIT)
         edge = F.pad(means, (1, 1, 1, 1), mode="replicate")
-        falls = torch.cat(
+        slope = torch.cat(
             [edge[..., 1:-1, 2:] - edge[..., 1:-1, :-2], edge[..., 2:, 1:-1] - edge[..., :-2, 1:-1]], dim=1
         )
-        falls = falls.view(-1, planes, 2 * height * width)
-        slope = torch.floor(torch.bmm(turn, falls) / (1 << ROTATION_SHIFT)).view(-1, 2, height, width)
-        return Known(own, before.reshape_as(own), energy.reshape_as(own), near, spread, slope, anchor)
+        flat = slope.view(-1, planes, 2 * means.shape[-2] * means.shape[-1])
+        seen = torch.floor(torch.bmm(turn, flat) / (1 << ROTATION_SHIFT)).view_as(slope).clamp(-NEAR_LIMIT, NEAR_LIMIT)
+        steep = codec.compand(torch.floor(slope.abs().sum(dim=1, keepdim=True) / 8.0))
+        predicted, spread = near(codec, symbols.root[:, :1])
+        own = torch.cat([steep, own[:, 1:]], dim=1)
+        inputs = []
+        for number in range(len(SUBBANDS)):
+            at = channels(number)
+            mine = own[:, at] if number else root
+            energy = _energy(mine, planes)
+            second, third = phases(*mine.shape[-2:], mine.device)
+            parts = [energy, binomial(energy), around(mine)]
+            if number:
+                parts += [own[:, : at.start], binomial(own[:, : at.start])]
+            parts += [(FLAG * flag).expand(len(mine), -1, -1, -1) for flag in (second, third)]
+            if number == 0:
+                parts += [codec.compand(torch.floor(predicted / 8.0)), spread]
+            if number == 1:
+                parts += [codec.compand(torch.floor(seen / 8.0))]
+            inputs.append(torch.cat(parts, dim=1))
+        return Known(tuple(inputs), predicted, seen)
 
 
-def _around(padded: Tensor) -> list[Tensor]:
-    return [padded[..., :-2, 1:-1], padded[..., 2:, 1:-1], padded[..., 1:-1, :-2], padded[..., 1:-1, 2:]]
+@dataclass(frozen=True)
+class Expected:
+    """Scale index and mean (eighths) of every symbol."""
+
+    root_index: Tensor
+    root_mean: Tensor
+    index: Tensor
+    mean: Tensor
 
 
-def pass_inputs(codec: PlaneCodec, number: int, have: Known) -> tuple[Tensor, Tensor, Tensor]:
-    """`energy`, `own`, `extra` of a pass, as downlink.latent builds them from integers."""
-    at = channels(PASSES[number])
-    own = have.own[:, :1].abs() * have.anchor if number == 1 else have.own[:, : at.start].abs()
-    extra = [have.before[:, at]] if number < BEFORE_PASSES else []
-    if number == 1:
-        extra += [codec.compand(torch.floor(have.near / 8.0)), have.spread]
-    if number == 2:
-        extra += [codec.compand(have.slope).abs()]
-    return have.energy[:, at], own, torch.cat(extra, dim=1) if extra else own[:, :0]
-
-
-def predict(codec: PlaneCodec, hyper: Tensor, have: Known, level: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale index and mean (eighths) of every symbol of these planes: (n, 64, h, w) each. level (n, 4, 1, 1)."""
-    features = codec.prior.features(hyper)
+def predict(codec: PlaneCodec, hyper: Tensor, have: Known, level: Tensor) -> Expected:
+    """What the prior expects of these planes. level (n, 4, 1, 1). Channel 0 of the latents is not coded: index 0."""
+    coarse, fine = codec.prior.features(hyper)
     outs = [
-        one(features, level, *pass_inputs(codec, number, have)) for number, one in enumerate(codec.prior.passes)
+        one(torch.cat([given, coarse if number == 0 else fine, level.expand(-1, -1, *given.shape[-2:])], dim=1))
+        for number, (one, given) in enumerate(zip(codec.prior.subbands, have.inputs, strict=True))
     ]
-    anchor = have.anchor
-    trusted = outs[1][:, 1:2] + torch.floor(have.near * outs[1][:, 2:3] / 16.0)
-    first_index = outs[0][:, :1] * anchor + outs[1][:, :1] * (1 - anchor)
-    first_mean = outs[0][:, 1:2] * anchor + trusted * (1 - anchor)
-    slopes = outs[2][:, 3:5] + torch.floor(-have.slope * outs[2][:, 6:8] / 16.0)
-    index = torch.cat([first_index, outs[2][:, :3], outs[3], outs[4]], dim=1)
-    silent = torch.zeros_like(index[:, 4:])
-    return index, torch.cat([first_mean, slopes, outs[2][:, 5:6], silent], dim=1)
-
-
-assert sum(MEANS) == 5 and sum(TRUSTS) == 3  # what `predict` takes apart
+    root, low = outs[0], outs[1]
+    count = dct.ROOT_CHANNELS
+    root_mean = torch.zeros_like(root[:, :count])
+    trusted = root[:, count : count + 1] + torch.floor(
+        have.near * root[:, count + 1 : count + 2] / (1 << TRUST_SHIFTS[0])
+    )
+    root_mean[:, :1] = trusted
+    sloped = low[:, 3:5] + torch.floor(-have.slope * low[:, 6:8] / (1 << TRUST_SHIFTS[1]))
+    index = torch.cat([torch.zeros_like(low[:, :1]), low[:, :3], outs[2], outs[3]], dim=1)
+    silent = torch.zeros_like(index)
+    mean = torch.cat([silent[:, :1], sloped, low[:, 5:6], silent[:, 4:]], dim=1)
+    return Expected(root[:, :count], root_mean, index, mean)

@@ -1,15 +1,16 @@
-"""The plane codec: one small convolutional autoencoder shared by all decorrelated planes of all sensors.
+"""The plane codec: what is learned, shared by all decorrelated planes of all sensors.
 
-    coefficients x of a plane (8 x 8 DCT of the bands, KLT per subband, in steps) -> Analysis -> y -> round -> q
-    q -> Synthesis -> x'                      y -> HyperAnalysis -> z -> round
-    z, q of earlier passes, q of earlier planes -> Prior (integers) -> scale index, mean -> bits of q
+    coefficients x of a plane (8 x 8 DCT of the bands, KLT per subband, root DCT of the block means, in steps)
+    x -> round -> q      x -> HyperAnalysis -> z -> round
+    z, q of earlier subbands, neighbours and planes -> Prior (integers) -> scale index, mean -> bits of q
+    q -> Synthesis -> x'
 
-The transform is a linear transform codec of its own; Analysis (it flies) and Synthesis (it stays on the ground) are
-bounded corrections that start at zero, so training begins as that codec and only improves. With Analysis left out
-(`lite`) the streams decode all the same.
+The transform is closed form (the linear autoencoder's own solution, adapted to the scene), so the encoder is light:
+besides it, only HyperAnalysis and Prior fly. Synthesis stays on the ground and starts as the identity: training begins
+as a good linear transform codec and only improves.
 
-Shapes: coefficients and latents (n, 64, height / 8, width / 8), hyper-latents (n, 8, height / 32, width / 32), levels
-(n, 4): one per subband, 0 = nothing of it is sent.
+Shapes: coefficients and latents (n, 64, height / 8, width / 8), root and hyper-latents (n, 16 and 8, height / 32, width
+/ 32), levels (n, 4): one per subband, 0 = nothing of it is sent.
 """
 
 from __future__ import annotations
@@ -19,14 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from downlink.context import COMPAND_TABLE, LEVEL_ZERO, LEVELS_PER_OCTAVE
-from downlink.dct import SUBBANDS
+from downlink.dct import ROOT_CHANNELS, SUBBANDS
 from training.config import Model
-from training.integer import IntegerConv, IntegerSmooth, straight_round
+from training.integer import IntegerConv, straight_round
 
 HYPER = 4
 """Latents per hyper-latent along a side."""
-HALO = 1
-"""Blocks beyond a tile's core that Analysis must see, for its 3x3 convolution."""
 ACTIVATION_LIMIT = 255
 HYPER_LIMIT = 31
 MEAN_LIMIT = 2047
@@ -35,14 +34,13 @@ TRUST_LIMIT = 31
 SOFT_LIMIT = 64.0
 MEAN_UNIT = 8.0
 """Means are sent to the entropy coder in eighths."""
-PASSES = (0, 0, 1, 2, 3)
-"""Subband of each coding pass: the block means in two passes over a checkerboard, then the others."""
-MEANS = (1, 1, 3, 0, 0)
-"""How many means, and …"""
-TRUSTS = (0, 1, 2, 0, 0)
-"""… how many trusts in predictions from neighbours a pass's head gives beside its scale indices."""
-BEFORE_PASSES = 4
-"""Passes that look at the plane before; the last one, the most channels by far, makes do with the energy."""
+MEANS = (1, 3, 0, 0)
+"""Per subband: how many means, and …"""
+TRUSTS = (1, 2, 0, 0)
+"""… how many trusts in predictions from neighbours the network gives beside its scale indices."""
+TRUST_SHIFTS = (4, 7)
+FLAG = 32.0
+"""How a phase is told to the networks: an input of this size."""
 
 
 def soften(x: Tensor) -> Tensor:
@@ -68,21 +66,6 @@ def alive(level: Tensor) -> Tensor:
     return torch.cat([sent[:, b : b + 1].expand(-1, size, -1, -1) for b, size in enumerate(sizes)], dim=1)
 
 
-class Analysis(nn.Module):
-    """Coefficients with halo -> latents: a correction by one 3x3 and one 1x1 convolution."""
-
-    def __init__(self, config: Model) -> None:
-        super().__init__()
-        self.see = nn.Conv2d(config.latents, config.encoder_width, 3)
-        self.correct = nn.Conv2d(config.encoder_width, config.latents, 1)
-        nn.init.zeros_(self.correct.weight)
-        nn.init.zeros_(self.correct.bias)  # type: ignore[arg-type]
-
-    def forward(self, coefficients: Tensor, level: Tensor) -> Tensor:
-        correction = self.correct(F.relu(self.see(soften(coefficients))))
-        return coefficients[:, :, 1:-1, 1:-1] + correction.float() * alive(level)
-
-
 class HyperAnalysis(nn.Module):
     """Latents of a tile's core -> hyper-latents: how loud each 32 x 32 neighbourhood is, and where its low
     frequencies lie."""
@@ -102,7 +85,7 @@ class HyperAnalysis(nn.Module):
 
 
 class Features(nn.Module):
-    """Hyper-latents -> features at the latents' resolution, in integers."""
+    """Hyper-latents -> features in integers, at their own and at the latents' resolution."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
@@ -110,85 +93,77 @@ class Features(nn.Module):
         self.spread = IntegerConv(config.hyper_latents, wide, 3, 0, ACTIVATION_LIMIT)
         self.unfold = IntegerConv(wide, config.prior_features * HYPER * HYPER, 1, 0, ACTIVATION_LIMIT)
 
-    def forward(self, hyper: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.unfold(self.spread(hyper * 8.0)), HYPER)
+    def forward(self, hyper: Tensor) -> tuple[Tensor, Tensor]:
+        coarse = self.spread(hyper * 8.0)
+        return coarse, F.pixel_shuffle(self.unfold(coarse), HYPER)
 
 
-class Pass(nn.Module):
-    """One coding pass of the prior: what is known -> scale index (0..95) of each of its channels, means (eighths),
-    trusts.
+def symbol_channels(subband: int) -> int:
+    """Channels coded in a subband: the root's for the block means, else its own."""
+    at = channels(subband)
+    return ROOT_CHANNELS if subband == 0 else at.stop - at.start
 
-    Inputs, all integers: features (n, F, h, w), level (n, 4, 1, 1), `energy` of its own channels, `own` companded
-    magnitudes of all earlier channels, and `extra`: the plane before's own channels, then what neighbours say.
-    """
 
-    def __init__(self, config: Model, number: int) -> None:
+def known_channels(config: Model, subband: int) -> int:
+    """Channels of a subband network's input: energy, smoothed energy and neighbours of its own channels, magnitudes of
+    all earlier channels and those smoothed, two flags of the phase, predictions, features, levels."""
+    own, at = symbol_channels(subband), channels(subband)
+    predictions = (2, 2, 0, 0)[subband]
+    features = config.hyper_width if subband == 0 else config.prior_features
+    return 3 * own + 2 * at.start + 2 + predictions + features + len(SUBBANDS)
+
+
+class Expect(nn.Module):
+    """One subband of the prior: what is known of a symbol -> scale index (0..95) of each channel, means (eighths),
+    trusts. Pointwise: known (n, K, h, w) -> (n, outputs, h, w), all integers, any h and w."""
+
+    def __init__(self, config: Model, subband: int) -> None:
         super().__init__()
-        subband = PASSES[number]
-        at = channels(subband)
-        self.number, self.outputs = number, at.stop - at.start
-        self.earlier = max(at.start, 1) if number else 0
-        self.extras = extra_inputs(number)
-        inputs = 2 * self.outputs + 2 * self.earlier + self.extras + config.prior_features + len(SUBBANDS)
-        self.smooth_energy = IntegerSmooth(self.outputs)
-        self.smooth_own = IntegerSmooth(self.earlier) if number else nn.Identity()
-        width = config.prior_widths[number]
-        self.hidden = IntegerConv(inputs, width, 1, 0, ACTIVATION_LIMIT)
-        outputs = self.outputs + MEANS[number] + TRUSTS[number]
-        self.head = IntegerConv(width + config.prior_features + len(SUBBANDS), outputs, 1, -MEAN_LIMIT, MEAN_LIMIT)
+        self.subband, self.outputs = subband, symbol_channels(subband)
+        self.inputs = known_channels(config, subband)
+        self.skip = self.inputs - 3 * self.outputs - 2 * channels(subband).start
+        """Inputs that reach the head directly: flags, predictions, features, levels."""
+        width = config.prior_widths[subband]
+        self.hidden = IntegerConv(self.inputs, width, 1, 0, ACTIVATION_LIMIT)
+        outputs = self.outputs + MEANS[subband] + TRUSTS[subband]
+        self.head = IntegerConv(width + self.skip, outputs, 1, -MEAN_LIMIT, MEAN_LIMIT)
         nn.init.normal_(self.head.weight, std=0.02)
 
-    def seed(self, relative_deviation: Tensor) -> None:
-        """Start with the index that a channel of this deviation (relative to its subband) has when nothing else is
+    def seed(self, relative: Tensor) -> None:
+        """Start with the index that a channel of this deviation (relative to its subband's) has when nothing else is
         known."""
-        subband = PASSES[self.number]
-        relative = relative_deviation[channels(subband)]
         with torch.no_grad():
             index = 4.0 * torch.log2(relative.clamp(min=1e-3) / 0.11) + 1.0 - LEVEL_ZERO
             self.head.bias[: self.outputs] = index
-            self.head.weight[: self.outputs, subband - len(SUBBANDS)] = 1.0
+            self.head.weight[: self.outputs, self.subband - len(SUBBANDS)] = 1.0
             self.head.weight[self.outputs :] *= 0.2
-            if TRUSTS[self.number]:
-                self.head.bias[-TRUSTS[self.number] :] = 14.0
+            if TRUSTS[self.subband]:
+                self.head.bias[-TRUSTS[self.subband] :] = 14.0
 
-    def forward(self, features: Tensor, level: Tensor, energy: Tensor, own: Tensor, extra: Tensor) -> Tensor:
-        plane = level + torch.zeros_like(features[:, : len(SUBBANDS)])
-        known = [energy, self.smooth_energy(energy), features, plane]
-        if self.earlier:
-            known += [own, self.smooth_own(own)]
-        if self.extras:
-            known.append(extra)
-        out = self.head(torch.cat([self.hidden(torch.cat(known, dim=1)), features, plane], dim=1))
-        means = self.outputs + MEANS[self.number]
+    def forward(self, known: Tensor) -> Tensor:
+        out = self.head(torch.cat([self.hidden(known), known[:, -self.skip :]], dim=1))
+        means = self.outputs + MEANS[self.subband]
         parts = [out[:, : self.outputs].clamp(0, INDEX_LIMIT)]
-        if means > self.outputs:
-            parts.append(out[:, self.outputs : means])
-        if TRUSTS[self.number]:
-            parts.append(out[:, means:].clamp(0, TRUST_LIMIT))
+        if MEANS[self.subband]:
+            parts += [out[:, self.outputs : means], out[:, means:].clamp(0, TRUST_LIMIT)]
         return torch.cat(parts, dim=1)
 
 
-def extra_inputs(number: int) -> int:
-    """Channels of a pass's `extra` input: the plane before, then near and its spread (pass 1) or the two slopes
-    (pass 2)."""
-    at = channels(PASSES[number])
-    return (at.stop - at.start if number < BEFORE_PASSES else 0) + (2 if number in (1, 2) else 0)
-
-
 class Prior(nn.Module):
-    """The integer network: what is known -> scale index and mean of every latent symbol. Causal by construction: a
-    pass is wired only to hyper-latents, to earlier passes of its own plane and to the planes before. All inputs and
-    outputs are integers carried in float32."""
+    """The integer network: what is known -> scale index and mean of every symbol. Causal by construction: a subband is
+    wired only to hyper-latents, to earlier subbands of its own plane, to neighbours of earlier phases and to the planes
+    before. All inputs and outputs are integers carried in float32."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
         self.features = Features(config)
-        self.passes = nn.ModuleList(Pass(config, number) for number in range(len(PASSES)))
+        self.subbands = nn.ModuleList(Expect(config, number) for number in range(len(SUBBANDS)))
 
-    def seed(self, relative_deviation: Tensor) -> None:
-        for one in self.passes:
-            assert isinstance(one, Pass)
-            one.seed(relative_deviation)
+    def seed(self, root: Tensor, latent: Tensor) -> None:
+        """Relative deviations of root channels (16) and of all channels (64)."""
+        for number, one in enumerate(self.subbands):
+            assert isinstance(one, Expect)
+            one.seed(latent[channels(number)] if number else root)
 
 
 class Block(nn.Module):
@@ -230,8 +205,7 @@ class PlaneCodec(nn.Module):
     def __init__(self, config: Model) -> None:
         super().__init__()
         self.config = config
-        self.analysis, self.hyper = Analysis(config), HyperAnalysis(config)
-        self.prior, self.synthesis = Prior(config), Synthesis(config)
+        self.hyper, self.prior, self.synthesis = HyperAnalysis(config), Prior(config), Synthesis(config)
         self.hyper_base = nn.Parameter(torch.full((config.hyper_latents,), 8.0))
         self.hyper_slope = nn.Parameter(torch.full((config.hyper_latents,), 0.02))
         table = torch.from_numpy(COMPAND_TABLE.astype("float32"))

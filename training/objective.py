@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from downlink import dct
 from training.corpus import Batch
 from training.integer import straight_round
-from training.known import Known, known, predict
-from training.model import HALO, MEAN_UNIT, PlaneCodec, alive
+from training.known import Expected, Symbols, known, predict
+from training.model import MEAN_UNIT, PlaneCodec, alive
 from training.rate import bits
 
 RATE_FLOOR = 0.02
@@ -44,69 +46,83 @@ DEAD_ZONE = 0.65
 """Magnitude below which a latent counts as zero when contexts for refinement are first guessed."""
 
 
-def refine(codec: PlaneCodec, latents: Tensor, index: Tensor, mean: Tensor, trade: float) -> Tensor:
+def refine(codec: PlaneCodec, exact: Tensor, index: Tensor, mean: Tensor, trade: float) -> Tensor:
     """Rate-distortion optimised quantisation, as encoder_node/refine.py does it: a symbol moves one step towards zero
     where the bits saved are worth more than the error added. Returns symbols, without gradient."""
     with torch.no_grad():
-        nearest = latents.round()
+        nearest = exact.round()
         lower = nearest - torch.sign(nearest)
         spent = bits(nearest - mean / MEAN_UNIT, index) - bits(lower - mean / MEAN_UNIT, index)
-        added = (latents - lower) ** 2 - (latents - nearest) ** 2
+        added = (exact - lower) ** 2 - (exact - nearest) ** 2
         return torch.where(codec.config.refinement * spent > trade * added, lower, nearest)
 
 
-def measure(codec: PlaneCodec, batch: Batch, amp: bool, trade: float, correct: bool = True) -> Outcome:
-    """Run a batch through the codec. `correct` = False leaves the analysis' correction out, as a lite encoder does.
+def _guess(exact: Tensor) -> Tensor:
+    return torch.where(exact.abs() < DEAD_ZONE, torch.zeros_like(exact), exact.round())
 
-    Rates are of the real symbols. In training the encoder's gradient comes from the rate of noisy latents instead
-    (Ballé et al. 2017), since rounding has none; the prior's from the real symbols, which it must be right about.
-    Planes of which nothing is sent are left out of all networks.
-    """
+
+def root_forward(means: Tensor) -> Tensor:
+    """downlink.dct.root_forward of (n, 1, h, w)."""
+    kernel = torch.from_numpy(dct._root_basis()).to(means).reshape(dct.ROOT_CHANNELS, 1, dct.ROOT, dct.ROOT)
+    return F.conv2d(means, kernel, stride=dct.ROOT)
+
+
+def root_inverse(root: Tensor) -> Tensor:
+    """downlink.dct.root_inverse: (n, 1, h, w)."""
+    kernel = torch.from_numpy(dct._root_basis()).to(root).reshape(dct.ROOT_CHANNELS, 1, dct.ROOT, dct.ROOT)
+    return F.conv_transpose2d(root, kernel, stride=dct.ROOT)
+
+
+def measure(codec: PlaneCodec, batch: Batch, amp: bool, trade: float) -> Outcome:
+    """Run a batch through the codec. Planes of which nothing is sent are left out of all networks."""
     crops, planes = batch.coefficients.shape[:2]
     every = batch.levels.reshape(crops * planes, -1)
     rows = torch.nonzero(every.amax(dim=1) > 0)[:, 0]
     crop_of = rows // planes
     whole = batch.coefficients.reshape(crops * planes, *batch.coefficients.shape[2:])
-    coefficients = whole[rows].contiguous(memory_format=torch.channels_last)
+    target = whole[rows].contiguous(memory_format=torch.channels_last)
+    root = root_forward(target[:, :1])
     level = every[rows]
     wide = level[:, :, None, None]
     sent = alive(wide)
-    device = coefficients.device.type
-    target = coefficients[..., HALO:-HALO, HALO:-HALO]
+    device = target.device.type
     with torch.autocast(device, dtype=torch.bfloat16, enabled=amp):
-        latents = codec.analysis(coefficients, wide) if correct else target
-        hyper = codec.hyper(latents, wide)
+        hyper = codec.hyper(target, wide)
     hyper_symbols = straight_round(hyper)
-    stack = torch.zeros(crops * planes, *latents.shape[1:], device=latents.device)
+    stack = torch.zeros(crops * planes, *target.shape[1:], device=target.device)
+    root_stack = torch.zeros(crops * planes, *root.shape[1:], device=target.device)
 
-    def contexts(symbols: Tensor) -> Known:
-        return known(codec, stack.index_copy(0, rows, symbols), planes, batch.turn).of(rows)
+    def expected(at_root: Tensor, latent: Tensor) -> Expected:
+        symbols = Symbols(root_stack.index_copy(0, rows, at_root), stack.index_copy(0, rows, latent))
+        return predict(codec, hyper_symbols, known(codec, symbols, planes, batch.turn).of(rows), wide)
 
     with torch.no_grad():
-        guess = torch.where(latents.abs() < DEAD_ZONE, torch.zeros_like(latents), latents.round())
-        found = refine(codec, latents, *predict(codec, hyper_symbols, contexts(guess), wide), trade)
-    symbols = latents + (found - latents).detach()
-    index, mean = predict(codec, hyper_symbols, contexts(found), wide)
+        first = expected(_guess(root), _guess(target))
+        root_found = refine(codec, root, first.root_index, first.root_mean, trade)
+        found = refine(codec, target, first.index, first.mean, trade)
+    final = expected(root_found, found)
+    latent_bits = bits(found[:, 1:] - final.mean[:, 1:] / MEAN_UNIT, final.index[:, 1:]) * sent[:, 1:]
+    root_bits = bits(root_found - final.root_mean / MEAN_UNIT, final.root_index) * sent[:, :1]
     hyper_index = codec.hyper_index(level[:, 1])[:, :, None, None]
-    latent_bits = bits(found - mean / MEAN_UNIT, index) * sent
     hyper_bits = bits(hyper_symbols, hyper_index)
     if codec.training:
-        if correct:
-            noisy = latents + torch.rand_like(latents) - 0.5
-            relaxed = bits(noisy - mean.detach() / MEAN_UNIT, index.detach()) * sent
-            latent_bits = latent_bits + (relaxed - relaxed.detach())
         hyper_bits = bits(hyper + torch.rand_like(hyper) - 0.5, hyper_index)
-    before_rows = (rows - 1).clamp(min=0)
-    filled = stack.index_copy(0, rows, symbols)
-    first = (rows % planes == 0).to(symbols.dtype)[:, None, None, None]
-    previous = filled[before_rows] * (1 - first)
+    means = root_inverse(root_found)
+    values = torch.cat([means, found[:, 1:]], dim=1).contiguous(memory_format=torch.channels_last)
+    filled = stack.index_copy(0, rows, values)
+    started = (rows % planes == 0).to(values.dtype)[:, None, None, None]
+    previous = filled[(rows - 1).clamp(min=0)] * (1 - started)
     with torch.autocast(device, dtype=torch.bfloat16, enabled=amp):
-        rebuilt = codec.synthesis(symbols, previous, wide)
+        rebuilt = codec.synthesis(values, previous, wide)
     samples = float(planes * target.shape[-1] * target.shape[-2] * target.shape[1])
 
     def per_crop(values: Tensor) -> Tensor:
         sums = values.float().flatten(1).sum(dim=1)
         return torch.zeros(crops, device=sums.device).index_add(0, crop_of, sums) / samples
 
-    rounding = (latents.detach() - found) ** 2
-    return Outcome(per_crop(latent_bits), per_crop(hyper_bits), per_crop((rebuilt - target) ** 2), per_crop(rounding))
+    return Outcome(
+        per_crop(latent_bits) + per_crop(root_bits),
+        per_crop(hyper_bits),
+        per_crop((rebuilt - target) ** 2),
+        per_crop((values - target) ** 2),
+    )

@@ -23,13 +23,12 @@ import msgspec
 import numpy as np
 import torch
 
-from downlink import dct
 from training.card import commit
 from training.config import Run
 from training.corpus import PARTITIONS, Batch, Picture, Sampler, coefficients, planes_of, read_corpus
-from training.model import HALO, PlaneCodec
+from training.model import PlaneCodec
 from training.objective import measure
-from training.warmstart import relative_deviation
+from training.warmstart import relative_deviations
 
 VALIDATION_QUALITIES = (14.0, 26.0, 38.0, 50.0, 62.0)
 EMPTY = 1e-3
@@ -40,7 +39,7 @@ def validation_batches(pictures: list[Picture], run: Run, limit: int = 24) -> li
     """Centre crops of held-out pictures, all bands, at fixed qualities: (quality, step, batch of one crop)."""
     chosen = pictures[:: max(1, len(pictures) // limit)][:limit]
     out = []
-    side = run.corpus.crop + 2 * HALO * dct.BLOCK
+    side = run.corpus.crop
     for picture in chosen:
         bands, height, width = picture.pixels.shape
         bands = min(bands, 16)
@@ -191,10 +190,10 @@ def train(
     torch.set_num_threads(run.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training, held = read_corpus(data, run.corpus)
-    sampler = Sampler(training, run, HALO, run.seed)
+    sampler = Sampler(training, run, run.seed)
     codec = PlaneCodec(run.model)
     if start is None:
-        codec.prior.seed(relative_deviation(sampler))
+        codec.prior.seed(*relative_deviations(sampler))
     else:
         codec.load_state_dict(torch.load(start, weights_only=True, map_location="cpu")["average"])
     codec = codec.to(device, memory_format=torch.channels_last)
@@ -228,14 +227,13 @@ def train(
         torch.save(content, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
 
-    choice = np.random.default_rng(run.seed + 1)
     codec.train()
     began, began_seconds, seen, loss_sum = time.monotonic(), state.seconds, 0, 0.0
     while not finished(run, state):
         batch = prefetch.next()
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(run, state) * group["factor"]
-        outcome = measure(codec, batch.to(device), amp, run.trade, correct=bool(choice.random() > run.lite_share))
+        outcome = measure(codec, batch.to(device), amp, run.trade)
         loss = outcome.loss(run.trade)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
