@@ -14,7 +14,6 @@ import onnxruntime
 import torch
 
 from downlink.bundle import Bundle
-from downlink.dct import subband
 from downlink.latent import TileCode, TileSymbols, expect_tile
 from downlink.prior import FEATURES, GRAPHS, Prior
 from downlink.scene import Band, Grid, Scene
@@ -75,16 +74,15 @@ def compare(codec: PlaneCodec, files: dict[str, bytes], spec: PlaneSpec, batches
             root, latent = root_forward(coefficients[:, :1]).round(), coefficients.round()
             latent[:, 0] = 0
             turn = batch.turn[:, : len(rows), : len(rows)]
-            have = known(exact, Symbols(root.double(), latent.double()), len(rows), turn.double())
-            want = predict(exact, hyper.round().double(), have, level.double())
             counts = np.count_nonzero(levels, axis=0)
+            live = [torch.arange(int(count)) for count in counts]
+            have = known(exact, Symbols(root.double(), latent.double()), len(rows), turn.double(), live)
+            want = predict(exact, hyper.round().double(), have, level.double(), live)
             code = TileCode(spec, tables, levels, turn[0].numpy().astype(np.int64)[: counts[1]], len(rows))
             integers = TileSymbols(*(t.numpy().astype(np.int32) for t in (root, latent, hyper.round())))
-            for band, got in enumerate(expect_tile(code, integers, fast)):
-                count, at = len(got.index), subband(band)
-                index, mean = (want.index[:, at], want.mean[:, at]) if band else (want.root_index, want.root_mean)
-                for a, b in ((index, got.index), (mean, got.mean)):
-                    differing += int((a[:count].numpy() != b).sum())
+            for wanted, got in zip(want, expect_tile(code, integers, fast), strict=True):
+                for a, b in zip(wanted, got, strict=True):
+                    differing += int((a.numpy() != b).sum())
                     compared += b.size
             rebuilt = codec.synthesis(latent, torch.zeros_like(latent), level)
             inputs = {"symbols": latent.numpy(), "before": np.zeros(latent.shape, np.float32), "level": level.numpy()}

@@ -69,6 +69,9 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warmup_steps: int = 200
     minutes: float = 0.0
     """Stop after so many minutes of training (0 = by steps alone); the learning rate decays by whichever ends first."""
+    settle: float = 0.75
+    """Share of the run after which symbols are charged what they themselves make the prior expect, not what a first
+    guess did: slower, and exactly what the nodes do."""
     validate_every: int = 500
     patience: int = 20
     """Stop after so many validations without a better one (0 = never)."""

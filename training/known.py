@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from downlink import dct
 from downlink.context import ENERGY_DECAY, NEAR_LIMIT, ROTATION_SHIFT
 from training.integer import binomial
-from training.model import FLAG, SUBBANDS, TRUST_SHIFTS, PlaneCodec, channels
+from training.model import FLAG, TRUST_SHIFTS, PlaneCodec, channels, symbol_channels
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,13 @@ def _total(parts: list[Tensor]) -> Tensor:
 def around(magnitudes: Tensor) -> Tensor:
     """downlink.context.around."""
     second, third = phases(*magnitudes.shape[-2:], magnitudes.device)
-    diagonal, direct = _shifted(magnitudes)
-    return torch.floor(_total(diagonal) * 0.25) * second + torch.floor(_total(direct) * 0.25) * third
+    diagonal = torch.tensor([[0.25, 0, 0.25], [0, 0, 0], [0.25, 0, 0.25]]).to(magnitudes)
+    direct = torch.tensor([[0, 0.25, 0], [0.25, 0, 0.25], [0, 0.25, 0]]).to(magnitudes)
+    count = magnitudes.shape[1]
+    sums = [
+        F.conv2d(magnitudes, kernel.expand(count, 1, 3, 3), padding=1, groups=count) for kernel in (diagonal, direct)
+    ]
+    return torch.floor(sums[0] * second + sums[1] * third)
 
 
 def near(codec: PlaneCodec, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,20 +84,17 @@ def _energy(magnitudes: Tensor, planes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Known:
-    """Inputs of every subband's network but features and levels, (n, K, h, w) each, and the two predictions: `near` of
-    the root (n, 1, h/4, w/4) and `slope` (n, 2, h, w), in eighths."""
+    """Per subband, for the planes of which it is sent: the network's inputs but features and levels (n, K, h, w); and
+    the predictions in eighths: `near` of the root (n, 1, h/4, w/4), `slope` (n, 2, h, w)."""
 
     inputs: tuple[Tensor, ...]
     near: Tensor
     slope: Tensor
 
-    def of(self, rows: Tensor) -> Known:
-        """Of some planes only."""
-        return Known(tuple(one[rows] for one in self.inputs), self.near[rows], self.slope[rows])
 
-
-def known(codec: PlaneCodec, symbols: Symbols, planes: int, turn: Tensor) -> Known:
-    """Contexts of symbols of crops * planes, crop-major; `turn` (crops, planes, planes) in units of 1/64."""
+def known(codec: PlaneCodec, symbols: Symbols, planes: int, turn: Tensor, live: list[Tensor]) -> Known:
+    """Contexts of symbols of crops * planes, crop-major; `turn` (crops, planes, planes) in units of 1/64; `live`: rows
+    of which each subband is sent."""
     with torch.no_grad():
         root, own = codec.compand(symbols.root).abs(), codec.compand(symbols.latent).abs()
         means = root_means(symbols.root).clamp(-NEAR_LIMIT, NEAR_LIMIT)
@@ -102,18 +104,19 @@ def known(codec: PlaneCodec, symbols: Symbols, planes: int, turn: Tensor) -> Kno
         )
         flat = slope.view(-1, planes, 2 * means.shape[-2] * means.shape[-1])
         seen = torch.floor(torch.bmm(turn, flat) / (1 << ROTATION_SHIFT)).view_as(slope).clamp(-NEAR_LIMIT, NEAR_LIMIT)
-        steep = codec.compand(torch.floor(slope.abs().sum(dim=1, keepdim=True) / 8.0))
-        predicted, spread = near(codec, symbols.root[:, :1])
-        own = torch.cat([steep, own[:, 1:]], dim=1)
+        seen = seen[live[1]]
+        own[:, :1] = codec.compand(torch.floor(slope.abs().sum(dim=1, keepdim=True) / 8.0))
+        predicted, spread = near(codec, symbols.root[live[0], :1])
         inputs = []
-        for number in range(len(SUBBANDS)):
+        for number, rows in enumerate(live):
             at = channels(number)
             mine = own[:, at] if number else root
-            energy = _energy(mine, planes)
+            energy, mine = _energy(mine, planes)[rows], mine[rows]
             second, third = phases(*mine.shape[-2:], mine.device)
             parts = [energy, binomial(energy), around(mine)]
             if number:
-                parts += [own[:, : at.start], binomial(own[:, : at.start])]
+                earlier = own[rows, : at.start]
+                parts += [earlier, binomial(earlier)]
             parts += [(FLAG * flag).expand(len(mine), -1, -1, -1) for flag in (second, third)]
             if number == 0:
                 parts += [codec.compand(torch.floor(predicted / 8.0)), spread]
@@ -123,32 +126,25 @@ def known(codec: PlaneCodec, symbols: Symbols, planes: int, turn: Tensor) -> Kno
         return Known(tuple(inputs), predicted, seen)
 
 
-@dataclass(frozen=True)
-class Expected:
-    """Scale index and mean (eighths) of every symbol."""
-
-    root_index: Tensor
-    root_mean: Tensor
-    index: Tensor
-    mean: Tensor
+Expected = tuple[Tensor, Tensor]
+"""Scale index and mean (eighths) of a subband's symbols, (n, channels, h, w) each."""
 
 
-def predict(codec: PlaneCodec, hyper: Tensor, have: Known, level: Tensor) -> Expected:
-    """What the prior expects of these planes. level (n, 4, 1, 1). Channel 0 of the latents is not coded: index 0."""
+def predict(codec: PlaneCodec, hyper: Tensor, have: Known, level: Tensor, live: list[Tensor]) -> list[Expected]:
+    """What the prior expects, per subband for the planes of which it is sent. hyper (rows, ...), level (rows, 4, 1,
+    1)."""
     coarse, fine = codec.prior.features(hyper)
-    outs = [
-        one(torch.cat([given, coarse if number == 0 else fine, level.expand(-1, -1, *given.shape[-2:])], dim=1))
-        for number, (one, given) in enumerate(zip(codec.prior.subbands, have.inputs, strict=True))
-    ]
-    root, low = outs[0], outs[1]
-    count = dct.ROOT_CHANNELS
-    root_mean = torch.zeros_like(root[:, :count])
-    trusted = root[:, count : count + 1] + torch.floor(
-        have.near * root[:, count + 1 : count + 2] / (1 << TRUST_SHIFTS[0])
-    )
-    root_mean[:, :1] = trusted
-    sloped = low[:, 3:5] + torch.floor(-have.slope * low[:, 6:8] / (1 << TRUST_SHIFTS[1]))
-    index = torch.cat([torch.zeros_like(low[:, :1]), low[:, :3], outs[2], outs[3]], dim=1)
-    silent = torch.zeros_like(index)
-    mean = torch.cat([silent[:, :1], sloped, low[:, 5:6], silent[:, 4:]], dim=1)
-    return Expected(root[:, :count], root_mean, index, mean)
+    found: list[Expected] = []
+    for number, (one, given, rows) in enumerate(zip(codec.prior.subbands, have.inputs, live, strict=True)):
+        features = (fine if number else coarse)[rows]
+        out = one(torch.cat([given, features, level[rows].expand(-1, -1, *given.shape[-2:])], dim=1))
+        count = symbol_channels(number)
+        mean = torch.zeros_like(out[:, :count])
+        if number == 0:
+            trusted = have.near * out[:, count + 1 :] / (1 << TRUST_SHIFTS[0])
+            mean = torch.cat([out[:, count : count + 1] + torch.floor(trusted), mean[:, 1:]], dim=1)
+        elif number == 1:
+            trusted = -have.slope * out[:, 2 * count :] / (1 << TRUST_SHIFTS[1])
+            mean = out[:, count : 2 * count] + F.pad(torch.floor(trusted), (0, 0, 0, 0, 0, count - 2))
+        found.append((out[:, :count], mean))
+    return found

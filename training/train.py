@@ -122,14 +122,20 @@ def finished(run: Run, state: State) -> bool:
     return state.step >= run.schedule.steps or bool(minutes and state.seconds >= minutes * 60)
 
 
+def progress(run: Run, state: State) -> float:
+    """How much of the run is done, by steps or by minutes, whichever is nearer to its end."""
+    done = state.step / run.schedule.steps
+    if run.schedule.minutes:
+        done = max(done, state.seconds / 60 / run.schedule.minutes)
+    return min(1.0, done)
+
+
 def learning_rate(run: Run, state: State) -> float:
-    """Warm-up, then a cosine to 1 % by steps or by minutes, whichever is nearer to its end."""
+    """Warm-up, then a cosine to 1 %."""
     schedule = run.schedule
     if state.step < schedule.warmup_steps:
         return schedule.learning_rate * (state.step + 1) / schedule.warmup_steps
-    done = state.step / schedule.steps
-    if schedule.minutes:
-        done = max(done, state.seconds / 60 / schedule.minutes)
+    done = progress(run, state)
     return schedule.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
@@ -233,7 +239,7 @@ def train(
         batch = prefetch.next()
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(run, state) * group["factor"]
-        outcome = measure(codec, batch.to(device), amp, run.trade)
+        outcome = measure(codec, batch.to(device), amp, run.trade, settled=progress(run, state) > run.schedule.settle)
         loss = outcome.loss(run.trade)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
