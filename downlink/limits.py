@@ -65,13 +65,14 @@ def at_most(value: int, bound: int, what: str, advice: str) -> None:
         raise TooLarge(f"{what}: {value} is above the limit of {bound}; {advice}")
 
 
-def expand(frame: bytes, bound: int, what: str) -> bytes:
+def expand(frame: bytes, bound: int, what: str, words: bytes = b"") -> bytes:
     """Decompress the one zstd frame that `frame` is, to at most `bound` bytes (itself at most `ZSTD_RAW_BYTES_MAX`).
 
     The size in the frame's header is required and checked against our bound before anything is allocated:
     python-zstandard ignores its own `max_output_size` as soon as a header states a size, and 32 KiB then become a GiB.
     The frame is then read as a stream that stops one byte past the stated size, because the header may lie. Refuses cut
-    frames, frames without a size, and anything after the frame.
+    frames, frames without a size, and anything after the frame. `words` is the dictionary that the frame was written
+    with, if any.
     """
     at_most(bound, ZSTD_RAW_BYTES_MAX, f"{what}: the bound on what its zstd frame may hold", "split it")
     try:
@@ -83,7 +84,8 @@ def expand(frame: bytes, bound: int, what: str) -> bytes:
         if parameters.dict_id:
             raise Malformed(f"{what}: its zstd frame asks for dictionary {parameters.dict_id}, the format has none")
         window = max(KIB, 2 * bound)  # a frame may round its window up to the next power of two, never beyond
-        decompressor = zstandard.ZstdDecompressor(max_window_size=window)
+        shared = zstandard.ZstdCompressionDict(words, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if words else None
+        decompressor = zstandard.ZstdDecompressor(max_window_size=window, dict_data=shared)
         raw = decompressor.stream_reader(frame).read(size + 1)
         if len(raw) != size:
             found = "more" if len(raw) > size else len(raw)
