@@ -28,7 +28,8 @@ class SelfTest(Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
-def _draw(seed: int, count: int) -> NDArray[np.uint64]:
+def draw(seed: int, count: int) -> NDArray[np.uint64]:
+    """`count` numbers of 64 random bits that follow from `seed`, the same on every machine: SplitMix64's."""
     with np.errstate(over="ignore"):
         z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -40,14 +41,14 @@ def answer(spec: PlaneSpec, prior: Prior, seed: int, planes: int, size: int) -> 
     """SHA-256 of index (uint8) and mean (int32, little-endian) that `prior` gives for the drawn inputs."""
 
     def integers(salt: int, shape: tuple[int, ...], limit: int) -> NDArray[np.int64]:
-        spread = _draw(seed + salt, int(np.prod(shape))) % np.uint64(2 * limit + 1)
+        spread = draw(seed + salt, int(np.prod(shape))) % np.uint64(2 * limit + 1)
         return spread.astype(np.int64).reshape(shape) - limit
 
     wide = (planes, spec.latents, size, size)
     hyper = integers(1, (planes, spec.hyper_latents, size // spec.hyper, size // spec.hyper), spec.hyper_limit)
     own, before = (integers(salt, wide, COMPAND_LIMIT).astype(np.int16) for salt in (2, 3))
     energy = np.abs(integers(4, wide, COMPAND_LIMIT)).astype(np.int16)
-    levels = (_draw(seed + 5, planes) % np.uint64(LEVEL_LIMIT + 1)).astype(np.uint8)
+    levels = (draw(seed + 5, planes) % np.uint64(LEVEL_LIMIT + 1)).astype(np.uint8)
     index, mean = prior(hyper.astype(np.int32), own, before, energy, levels)
     digest = hashlib.sha256(index.astype(np.uint8).tobytes())
     digest.update(mean.astype("<i4").tobytes())
