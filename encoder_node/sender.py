@@ -40,7 +40,8 @@ POLL_S = 0.5  # how often the outbox is asked for news from other processes
 LINGER_S = 10.0  # how long a stream stays open with nothing to send
 GRACE_S = 4.0  # at shutdown, for the frame being written and again for the last acknowledgements
 PATIENCE_S_MAX = 3600.0
-HOPELESS = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "UNIMPLEMENTED")  # trying the same again changes nothing
+# trying the same again changes nothing
+HOPELESS = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED")
 
 Result = TypeVar("Result")
 
