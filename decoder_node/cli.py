@@ -151,13 +151,18 @@ def _tls(cert: Path | None, key: Path | None, ca: Path | None) -> Tls | None:
     "--workers", type=click.IntRange(0, 256), default=1, show_default=True, metavar="N",
     help="Processes that decode. 0: only receive.",
 )  # fmt: skip
+@click.option(
+    "--worker-memory-mb", type=click.IntRange(1024), metavar="N",
+    help="Address space of each of them. Default: their share of 3/4 of the memory, at least 2048.",
+)  # fmt: skip
 @_models
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
 def serve(
     archive: Path, listen: str, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None, insecure_listen: bool,
-    nodes: tuple[str, ...], bundles: list[bytes], workers: int, models: tuple[Path, ...], log_level: str,
+    nodes: tuple[str, ...], bundles: list[bytes], workers: int, worker_memory_mb: int | None,
+    models: tuple[Path, ...], log_level: str,
 ) -> None:  # fmt: skip
     """Receive scenes and decode them.
 
@@ -182,7 +187,8 @@ def serve(
     archive = archive.resolve()
     admission = Admission(nodes, bundles)
     with _alone(archive):
-        asyncio.run(_serve(archive, listen, tls, insecure_listen, admission, workers, models))
+        memory = None if worker_memory_mb is None else worker_memory_mb * 2**20
+        asyncio.run(_serve(archive, listen, tls, insecure_listen, admission, workers, memory, models))
 
 
 async def _serve(
@@ -192,6 +198,7 @@ async def _serve(
     insecure: bool,
     admission: Admission,
     count: int,
+    memory: int | None,
     models: tuple[Path, ...],
 ) -> None:
     from decoder_node.inbox import Inbox
@@ -210,7 +217,7 @@ async def _serve(
         inbox = await loop.run_in_executor(disk, partial(Inbox, archive, ledger))
         for scene_id in await loop.run_in_executor(disk, inbox.recover):
             log.info("durable", extra={"scene": scene_id, "after": "restart"})
-        workers = Workers(archive, ledger, disk, models, count)
+        workers = Workers(archive, ledger, disk, models, count, memory=memory, trusts=admission.trusts)
         receiver = Receiver(inbox, disk, workers.wake, f"decoder-node {__version__}", admission)
         address = await receiver.start(listen, tls, insecure=insecure)
         await workers.start()
