@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from decoder_node.admission import Admission, Denied, Seat, TooBusy
 from decoder_node.identity import NOBODY, Tls, check_listen, node_name
@@ -194,7 +195,11 @@ class _Stream:
                 if wanted.done():
                     return await self._leave("a newer stream of the same node takes the place of this one")
                 if reading.done():
-                    message = reading.result()
+                    try:
+                        message = reading.result()
+                    except DecodeError:  # gRPC passes on what protobuf cannot read
+                        reason = "a message that is no frame: damaged on its way, or not of this schema"
+                        return await self._leave(reason, Status.DATA_LOSS)
                     if message is grpc.aio.EOF:
                         return await self._perform(session.end(now))
                     close = await self._perform(self._hear(message, now))
@@ -210,14 +215,14 @@ class _Stream:
             for task in (reading, stopping, wanted):
                 task.cancel()
 
-    async def _leave(self, reason: str) -> Close:
+    async def _leave(self, reason: str, status: Status = Status.UNAVAILABLE) -> Close:
         """Commit what has come, acknowledge it if the peer still listens, and end the stream."""
         try:
             async with asyncio.timeout(GRACE_S):
                 close = await self._perform(self._session.end(time.monotonic()))
         except TimeoutError:
             close = None
-        return close or Close(Status.UNAVAILABLE, reason)
+        return close or Close(status, reason)
 
     def _hear(self, message: link_pb2.EdgeFrame, now: float) -> list[GroundAction]:
         try:
