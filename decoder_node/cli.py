@@ -12,16 +12,22 @@ import contextlib
 import fcntl
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from downlink import __version__
 from downlink.errors import DownlinkError, LinkError
+
+if TYPE_CHECKING:
+    from decoder_node.admission import Admission
+    from decoder_node.identity import Tls
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_LISTEN = "127.0.0.1:50551"
 
@@ -48,6 +54,14 @@ def _address(ctx: click.Context, _: click.Parameter, value: str) -> str:
     if not host or not port.isdecimal() or int(port) > 65535:
         raise click.BadParameter(f"{value!r} is not HOST:PORT, for example 127.0.0.1:50551", ctx)
     return value
+
+
+def _bundle_ids(ctx: click.Context, _: click.Parameter, values: tuple[str, ...]) -> list[bytes]:
+    """Ids of bundles."""
+    for value in values:
+        if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+            raise click.BadParameter(f"{value[:80]!r} is no bundle's id; `downlink models list` shows them", ctx)
+    return [bytes.fromhex(value) for value in values]
 
 
 def _configure(ctx: click.Context, _: click.Parameter, value: Path | None) -> Path | None:
@@ -88,6 +102,28 @@ _models = click.option(
 )  # fmt: skip
 
 
+def _tls_options(command: Command) -> Command:
+    """The three files of mutual TLS."""
+    for name, text in (
+        ("--tls-ca", "The CA that signs the nodes' certificates (PEM)."),
+        ("--tls-key", "Its private key (PEM)."),
+        ("--tls-cert", "The ground's certificate (PEM), for the host name that the nodes call."),
+    ):
+        command = click.option(name, type=click.Path(path_type=Path, dir_okay=False), help=text)(command)
+    return command
+
+
+def _tls(cert: Path | None, key: Path | None, ca: Path | None) -> Tls | None:
+    """All three, or none."""
+    if cert is None and key is None and ca is None:
+        return None
+    if cert is None or key is None or ca is None:
+        raise click.UsageError("--tls-cert, --tls-key and --tls-ca go together: give all three, or none")
+    from decoder_node.identity import Tls
+
+    return Tls(cert, key, ca)
+
+
 @main.command()
 @_archive
 @click.option(
@@ -98,35 +134,73 @@ _models = click.option(
     callback=_address,
     help="Port 0 takes a free one.",
 )
+@_tls_options
+@click.option(
+    "--insecure-listen", is_flag=True,
+    help="Listen beyond loopback without TLS: anybody who reaches the address can send as any node.",
+)  # fmt: skip
+@click.option(
+    "--nodes", multiple=True, metavar="NAME",
+    help="A node that is let in. May be given several times. Default: all whose certificates the CA has signed.",
+)  # fmt: skip
+@click.option(
+    "--bundles", multiple=True, metavar="ID", callback=_bundle_ids,
+    help="The id (64 hex digits) of a bundle whose scenes are taken. May be given several times. Default: all.",
+)  # fmt: skip
 @click.option(
     "--workers", type=click.IntRange(0, 256), default=1, show_default=True, metavar="N",
     help="Processes that decode. 0: only receive.",
+)  # fmt: skip
+@click.option(
+    "--worker-memory-mb", type=click.IntRange(1024), metavar="N",
+    help="Address space of each of them. Default: their share of 3/4 of the memory, at least 2048.",
 )  # fmt: skip
 @_models
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
-def serve(archive: Path, listen: str, workers: int, models: tuple[Path, ...], log_level: str) -> None:
+def serve(
+    archive: Path, listen: str, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None, insecure_listen: bool,
+    nodes: tuple[str, ...], bundles: list[bytes], workers: int, worker_memory_mb: int | None,
+    models: tuple[Path, ...], log_level: str,
+) -> None:  # fmt: skip
     """Receive scenes and decode them.
 
     What was acknowledged is on disk; what is durable is complete and verified. Scenes that were received and not yet
     decoded are decoded after a restart. Logs are JSON lines on stderr. SIGTERM and SIGINT end it within 10 s, without
     loss.
 
+    With the three --tls files, nodes must show a certificate that the CA has signed, and each may only send and ask
+    for its own scenes. Without them it listens on loopback only, unless --insecure-listen is given.
+
     \b
     decoder-node serve --archive /srv/archive
-    decoder-node serve --archive /srv/archive --listen 0.0.0.0:50551 --workers 4 --models /srv/models
+    decoder-node serve --archive /srv/archive --listen 0.0.0.0:50551 --tls-cert ground.pem --tls-key ground.key \
+        --tls-ca ca.pem --workers 4 --models /srv/models
     """
+    from decoder_node.admission import Admission
     from decoder_node.log import log_to_stderr
 
     log_to_stderr(log_level)
+    tls = _tls(tls_cert, tls_key, tls_ca)
     archive.mkdir(parents=True, exist_ok=True)
     archive = archive.resolve()
+    admission = Admission(nodes, bundles)
     with _alone(archive):
-        asyncio.run(_serve(archive, listen, workers, models))
+        memory = None if worker_memory_mb is None else worker_memory_mb * 2**20
+        asyncio.run(_serve(archive, listen, tls, insecure_listen, admission, workers, memory, models))
 
 
-async def _serve(archive: Path, listen: str, count: int, models: tuple[Path, ...]) -> None:
+async def _serve(
+    archive: Path,
+    listen: str,
+    tls: Tls | None,
+    insecure: bool,
+    admission: Admission,
+    count: int,
+    memory: int | None,
+    models: tuple[Path, ...],
+) -> None:
     from decoder_node.inbox import Inbox
     from decoder_node.ledger import Ledger
     from decoder_node.log import log
@@ -143,14 +217,14 @@ async def _serve(archive: Path, listen: str, count: int, models: tuple[Path, ...
         inbox = await loop.run_in_executor(disk, partial(Inbox, archive, ledger))
         for scene_id in await loop.run_in_executor(disk, inbox.recover):
             log.info("durable", extra={"scene": scene_id, "after": "restart"})
-        workers = Workers(archive, ledger, disk, models, count)
-        receiver = Receiver(inbox, disk, workers.wake, f"decoder-node {__version__}")
-        address = await receiver.start(listen)
+        workers = Workers(archive, ledger, disk, models, count, memory=memory, trusts=admission.trusts)
+        receiver = Receiver(inbox, disk, workers.wake, f"decoder-node {__version__}", admission)
+        address = await receiver.start(listen, tls, insecure=insecure)
         await workers.start()
-        host = address.rpartition(":")[0]
-        if host not in ("127.0.0.1", "localhost", "[::1]"):
-            log.warning("anybody who reaches this address can send scenes", extra={"listen": address})
-        log.info("listening", extra={"listen": address, "archive": str(archive), "workers": count})
+        if tls is None and insecure:
+            log.warning("anybody who reaches this address can send scenes as any node", extra={"listen": address})
+        facts = {"listen": address, "tls": tls is not None, "archive": str(archive), "workers": count}
+        log.info("listening", extra=facts)
         await stop.wait()
         log.info("stopping")
         await asyncio.gather(receiver.stop(), workers.stop())

@@ -30,7 +30,14 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
     archive: str | None = None
     listen: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_ca: str | None = None
+    insecure_listen: bool | None = None
+    nodes: list[str] | None = None
+    bundles: list[str] | None = None
     workers: Annotated[int, Meta(ge=0, le=256)] | None = None
+    worker_memory_mb: Annotated[int, Meta(ge=1024)] | None = None
     models: list[str] | None = None
     log_level: str | None = None
 

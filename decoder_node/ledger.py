@@ -287,6 +287,14 @@ class Ledger:
         found = self._entries("WHERE s.scene_id = ?", (scene_id,))
         return found[0] if found else None
 
+    def manifest(self, scene_id: str) -> Manifest:
+        """The manifest of a scene that is here."""
+        with self._guarded():
+            row = self._db.execute("SELECT manifest FROM scenes WHERE scene_id = ?", (scene_id,)).fetchone()
+        if row is None:
+            raise LedgerError(f"the ledger {self._path} holds no scene {scene_id}; see `decoder-node list`")
+        return Manifest.unpack(row[0])
+
     def entries(self) -> list[Entry]:
         """All scenes, oldest first."""
         return self._entries("ORDER BY s.offered_at, s.scene_id", ())

@@ -4,8 +4,9 @@ It carries frames and deadlines; what a peer may say is decided in `downlink.fra
 safe in `decoder_node.inbox`. Everything that touches the ledger or commits runs in one thread, in order; reading a
 finished scene back runs beside it. Messages to a peer hold no paths and no tracebacks; the log does.
 
-`health` (grpc.health.v1) and reflection are served too. Refuses to start, with `LinkError`, on an address that cannot
-be bound.
+Who the peer is comes from its certificate (`decoder_node.identity`), what it may from `decoder_node.admission`. Streams
+that say nothing for too long, or do not read what they are told, are ended. Refuses to start, with `LinkError`, on an
+address that cannot be bound, or that strangers could reach when there is no TLS.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from google.protobuf.message import DecodeError
 
+from decoder_node.admission import Admission, Denied, Seat, TooBusy
+from decoder_node.identity import NOBODY, Tls, check_listen, node_name
 from decoder_node.inbox import Inbox, is_full
 from decoder_node.ledger import LedgerError
 from decoder_node.log import log
+from decoder_node.probe import Probes
 from downlink import limits
 from downlink.action import Close, Commit, Finish, GroundAction, Open, Reject, Send, Status
 from downlink.errors import LinkError
@@ -45,19 +48,31 @@ class Receiver:
     durable."""
 
     def __init__(
-        self, inbox: Inbox, disk: ThreadPoolExecutor, on_durable: Callable[[str], object], software: str
+        self,
+        inbox: Inbox,
+        disk: ThreadPoolExecutor,
+        on_durable: Callable[[str], object],
+        software: str,
+        admission: Admission | None = None,
     ) -> None:
         self.inbox = inbox
         self.software = software
+        self.admission = admission or Admission()
         self.on_durable = on_durable
         self.stopping = asyncio.Event()
         self._disk = disk  # the one thread that ledger and inbox belong to
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="verify")
         self._server: Any = None
-        self._health: Any = None
+        self._probes: Any = None
+        self._named = False  # do peers have certificates?
 
-    async def start(self, listen: str) -> str:
-        """Begin to serve; returns HOST:PORT as bound (port 0 takes a free one)."""
+    async def start(self, listen: str, tls: Tls | None = None, *, insecure: bool = False) -> str:
+        """Begin to serve; returns HOST:PORT as bound (port 0 takes a free one).
+
+        Without `tls`, an address beyond loopback is refused unless `insecure` says that this is wanted.
+        """
+        check_listen(listen, tls, insecure)
+        self._named = tls is not None
         settings = [
             ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
             ("grpc.max_send_message_length", limits.MESSAGE_BYTES_MAX),
@@ -68,48 +83,63 @@ class Receiver:
             # Our own pings only find dead streams. The answer waits behind a chunk, minutes on a slow link.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 600_000),
+            ("grpc.server_handshake_timeout_ms", int(limits.HANDSHAKE_S * 1000)),
+            ("grpc.max_concurrent_streams", limits.CALLS_PER_CONNECTION_MAX),
         ]
         streams = limits.NODES_MAX * limits.STREAMS_PER_NODE_MAX
-        self._server = grpc.aio.server(options=settings, maximum_concurrent_rpcs=streams + 16)
+        # Twice: a stream that is being ended still counts while another has its place.
+        calls = 2 * streams + limits.PROBES_MAX
+        self._server = grpc.aio.server(options=settings, maximum_concurrent_rpcs=calls)
         register: Any = link_pb2_grpc.add_LinkServiceServicer_to_server
         register(self, self._server)
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        self._probes = Probes(self._server, (SERVICE,))
         try:
-            port = self._server.add_insecure_port(listen)
+            if tls is None:
+                port = self._server.add_insecure_port(listen)
+            else:
+                port = self._server.add_secure_port(listen, tls.credentials())
         except RuntimeError as error:
             raise LinkError(f"cannot listen on {listen}: it is in use, or not an address of this machine") from error
         await self._server.start()
-        for name in ("", SERVICE):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._probes.ready()
         return f"{listen.rpartition(':')[0]}:{port}"
 
     async def stop(self) -> None:
         """Take no new streams; let the open ones commit and acknowledge what they hold."""
-        await self._health.enter_graceful_shutdown()
+        await self._probes.leaving()
         self.stopping.set()
         await self._server.stop(GRACE_S)
         self._reading.shutdown(wait=False, cancel_futures=True)
 
     async def Deliver(self, requests: object, context: Any) -> None:
         """One stream."""
-        log.info("stream opened", extra={"peer": context.peer()})
+        facts = {"peer": context.peer()}
+        seat = None
         try:
-            close = await _Stream(self, context).run()
+            node = node_name(context.auth_context()) if self._named else NOBODY
+            facts |= {"node": node} if node else {}
+            seat = self.admission.enter(node, context.peer().rpartition(":")[0], time.monotonic())
+            log.info("stream opened", extra=facts)
+            close = await _Stream(self, context, seat).run()
         except asyncio.CancelledError:
-            log.info("stream cut", extra={"peer": context.peer()})
+            log.info("stream cut", extra=facts)
             raise
+        except TooBusy as error:
+            close = Close(Status.RESOURCE_EXHAUSTED, str(error))
+        except Denied as error:
+            close = Close(Status.PERMISSION_DENIED, str(error))
+        except LinkError as error:
+            close = Close(Status.UNAUTHENTICATED, str(error))
         except Exception:
-            log.exception("stream failed", extra={"peer": context.peer()})
+            log.exception("stream failed", extra=facts)
             close = Close(Status.INTERNAL, "the ground has failed; its log says how")
+        finally:
+            if seat is not None:
+                self.admission.leave(seat)
         if close is None:
-            log.info("stream ended", extra={"peer": context.peer()})
+            log.info("stream ended", extra=facts)
             return
-        log.warning(
-            "stream closed", extra={"peer": context.peer(), "status": str(close.status), "reason": close.reason}
-        )
+        log.warning("stream closed", extra={**facts, "status": str(close.status), "reason": close.reason})
         await context.abort(grpc.StatusCode[close.status], close.reason)
 
     async def disk(self, work: Callable[[], Result]) -> Result:
@@ -135,38 +165,64 @@ class Receiver:
 class _Stream:
     """One session and its connection."""
 
-    def __init__(self, receiver: Receiver, context: Any) -> None:
+    def __init__(self, receiver: Receiver, context: Any, seat: Seat) -> None:
         self._receiver = receiver
         self._context = context
+        self._seat = seat
         self._session = GroundSession(receiver.software)
+
+    @property
+    def node(self) -> str:
+        """Who is at the other end; empty without TLS."""
+        return self._seat.node
 
     async def run(self) -> Close | None:
         """Until the edge has said all, or the stream must end before."""
         session = self._session
         reading = asyncio.create_task(self._context.read())
         stopping = asyncio.create_task(self._receiver.stopping.wait())
+        wanted = asyncio.create_task(self._seat.wanted.wait())
+        silent_at = time.monotonic() + limits.IDLE_STREAM_S
         try:
             while True:
+                deadline = silent_at if session.deadline is None else min(silent_at, session.deadline)
+                timeout = max(0.0, deadline - time.monotonic())
+                tasks = {reading, stopping, wanted}
+                await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                 now = time.monotonic()
-                timeout = None if session.deadline is None else max(0.0, session.deadline - now)
-                await asyncio.wait({reading, stopping}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                now = time.monotonic()
+                if stopping.done():
+                    return await self._leave("the ground is shutting down")
+                if wanted.done():
+                    return await self._leave("a newer stream of the same node takes the place of this one")
                 if reading.done():
-                    message = reading.result()
+                    try:
+                        message = reading.result()
+                    except DecodeError:  # gRPC passes on what protobuf cannot read
+                        reason = "a message that is no frame: damaged on its way, or not of this schema"
+                        return await self._leave(reason, Status.DATA_LOSS)
                     if message is grpc.aio.EOF:
                         return await self._perform(session.end(now))
-                    reading = asyncio.create_task(self._context.read())
                     close = await self._perform(self._hear(message, now))
-                elif stopping.done():
-                    close = await self._perform(session.end(now))
-                    return close or Close(Status.UNAVAILABLE, "the ground is shutting down")
+                    silent_at = time.monotonic() + limits.SILENT_STREAM_S
+                    reading = asyncio.create_task(self._context.read())
+                elif now >= silent_at:
+                    return await self._leave("nothing was heard for too long")
                 else:
                     close = await self._perform(session.tick(now))
                 if close is not None:
                     return close
         finally:
-            reading.cancel()
-            stopping.cancel()
+            for task in (reading, stopping, wanted):
+                task.cancel()
+
+    async def _leave(self, reason: str, status: Status = Status.UNAVAILABLE) -> Close:
+        """Commit what has come, acknowledge it if the peer still listens, and end the stream."""
+        try:
+            async with asyncio.timeout(GRACE_S):
+                close = await self._perform(self._session.end(time.monotonic()))
+        except TimeoutError:
+            close = None
+        return close or Close(status, reason)
 
     def _hear(self, message: link_pb2.EdgeFrame, now: float) -> list[GroundAction]:
         try:
@@ -183,7 +239,8 @@ class _Stream:
             try:
                 match action:
                     case Send(frame):
-                        await self._context.write(ground_message(frame))
+                        async with asyncio.timeout(limits.SILENT_STREAM_S):  # a peer may take, and never read
+                            await self._context.write(ground_message(frame))
                     case Open(incoming, priority):
                         found = await receiver.disk(partial(receiver.inbox.open, incoming, priority))
                         waiting += session.opened(incoming.scene_id, found, time.monotonic())
@@ -198,6 +255,8 @@ class _Stream:
                         await receiver.disk(partial(receiver.inbox.reject, incoming, reason))
                     case Close():
                         return action
+            except TimeoutError:
+                return Close(Status.UNAVAILABLE, "the edge does not read what it is told")
             except (OSError, LedgerError) as error:
                 log.error("cannot store", extra={"peer": self._context.peer(), "reason": str(error)})
                 full = is_full(error) if isinstance(error, OSError) else True

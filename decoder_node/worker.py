@@ -3,8 +3,9 @@
 `decode_stream` is the task itself: stream -> GeoTIFF files and a catalogue item. It is idempotent (outputs are
 written whole and renamed), so it may be run again after any crash. `Workers` runs it: each of its processes is a pool
 of one, so that a crash is the fault of exactly one scene. A scene that fails `ledger.FAILURES_MAX` times, crashes
-included, is quarantined with the reason; one whose model is not installed stays durable, and is tried again at the
-next start.
+included, is quarantined with the reason; one whose model is not installed, or not among those that the operator
+trusts, stays durable, and is tried again at the next start. A process has the memory and the time that
+`decoder_node.bounds` gives it, no more.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder_node import bounds
 from decoder_node.inbox import checked
 from decoder_node.ledger import Ledger
 from decoder_node.log import log, log_to_stderr
@@ -120,14 +122,16 @@ def _pixels(rows: Iterator[Row], missing: list[float]) -> Iterator[NDArray[np.ge
 
 
 def archive_scene(archive: Path, scene_id: str, model_folders: Sequence[Path], received_at: float) -> dict[str, Any]:
-    """The task: decode a durable scene into the archive. Returns what the ledger keeps, with paths relative to the
-    archive."""
+    """The task: decode a durable scene into the archive, within the CPU time that its size allows. Returns what the
+    ledger keeps, with paths relative to the archive."""
     try:
         from decoder_node.catalogue import add_item
         from decoder_node.quicklook import write_quicklook
     except ImportError as error:
         raise MissingExtra(f"the archive needs {error.name}; {NEEDS_GROUND}") from error
     stream = archive / "streams" / f"{checked(scene_id)}.dl"
+    with stream.open("rb") as file:
+        bounds.allow(bounds.cpu_s(StreamReader(file).manifest.scene.samples))
     folder = archive / "scenes" / scene_id
     folder.mkdir(parents=True, exist_ok=True)
     decoded = decode_stream(stream, folder / f"{scene_id[:12]}.tif", model_folders)
@@ -168,9 +172,10 @@ def _task(archive: Path, scene_id: str, model_folders: Sequence[Path], received_
 Task = Callable[[Path, str, Sequence[Path], float], Outcome]
 
 
-def _begin_process() -> None:
-    """In each worker process: leave signals to the node, log as it does, and do not outlive it (a pool's process
-    would)."""
+def _begin_process(memory: int) -> None:
+    """In each worker process: keep within `memory` bytes, leave signals to the node, log as it does, and do not outlive
+    it (a pool's process would)."""
+    bounds.confine(memory)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     log_to_stderr("info")
@@ -185,7 +190,10 @@ def _begin_process() -> None:
 
 
 class Workers:
-    """`count` processes that decode what the ledger has durable. Runs in an event loop."""
+    """`count` processes of `memory` bytes that decode what the ledger has durable. Runs in an event loop.
+
+    Scenes of bundles that `trusts` denies are left as they are.
+    """
 
     def __init__(
         self,
@@ -195,6 +203,8 @@ class Workers:
         model_folders: Sequence[Path],
         count: int,
         task: Task = _task,
+        memory: int | None = None,
+        trusts: Callable[[bytes], bool] = lambda bundle: True,
     ) -> None:
         self._archive = archive
         self._ledger = ledger
@@ -202,6 +212,8 @@ class Workers:
         self._model_folders = [folder.resolve() for folder in model_folders]
         self._count = count
         self._task = task
+        self._memory = bounds.memory_bytes(count) if memory is None else memory
+        self._trusts = trusts
         self._taken: set[str] = set()  # being decoded, or waiting for the next start
         self._news = asyncio.Event()
         self._stopping = False
@@ -250,20 +262,24 @@ class Workers:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin_process)
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(1, context, initializer=_begin_process, initargs=(self._memory,))
 
     async def _decode(self, scene_id: str, pool: ProcessPoolExecutor) -> bool:
         """One attempt; false when the worker process has died of it."""
         entry = await self._disk(lambda: self._ledger.find(scene_id))
         assert entry is not None, f"the ledger named {scene_id} as durable"
         received_at = entry.durable_at or entry.offered_at
+        manifest = await self._disk(lambda: self._ledger.manifest(scene_id))
         await self._disk(lambda: self._ledger.decoding(scene_id, True))
         alive = True
         try:
-            job = pool.submit(self._task, self._archive, scene_id, self._model_folders, received_at)
-            outcome = await asyncio.wrap_future(job)
-        except BrokenProcessPool:
-            outcome, alive = Outcome(failure="the worker process died"), False
+            if self._trusts(manifest.bundle):
+                outcome = await self._run(pool, scene_id, received_at, bounds.cpu_s(manifest.scene.samples))
+            else:
+                outcome = Outcome(waits=f"bundle {manifest.bundle.hex()} is not among those that are trusted here")
+        except _ProcessDied as death:
+            outcome, alive = Outcome(failure=str(death)), False
         except asyncio.CancelledError:
             await self._disk(lambda: self._ledger.decoding(scene_id, False))
             raise
@@ -282,6 +298,28 @@ class Workers:
             self._taken.discard(scene_id)
             log.error("decoding failed", extra={"scene": scene_id, "reason": reason, "state": state})
         return alive
+
+    async def _run(self, pool: ProcessPoolExecutor, scene_id: str, received_at: float, cpu_s: float) -> Outcome:
+        """The task in its process. Raises `_ProcessDied` when that does not live to the task's end."""
+        job = pool.submit(self._task, self._archive, scene_id, self._model_folders, received_at)
+        processes = list((getattr(pool, "_processes", None) or {}).values())
+        clock_s = cpu_s * bounds.CLOCK_PER_CPU
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(job), clock_s)
+        except BrokenProcessPool as error:
+            for process in processes:
+                await asyncio.to_thread(process.join, 1.0)
+            causes = [bounds.cause(process.exitcode) for process in processes] or ["died"]
+            raise _ProcessDied(f"the worker process {causes[0]}") from error
+        except TimeoutError as error:
+            _kill(pool)
+            raise _ProcessDied(f"the worker process was killed: no end after {clock_s:.0f} s") from error
+        except Exception as error:  # what the task could not catch itself, for want of memory perhaps
+            return Outcome(failure=f"{type(error).__name__}: {error}")
+
+
+class _ProcessDied(Exception):
+    """A worker process has ended before its task."""
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:

@@ -24,6 +24,8 @@ class Status(StrEnum):
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"  # the peer broke the protocol
     FAILED_PRECONDITION = "FAILED_PRECONDITION"  # the peer speaks another revision
+    UNAUTHENTICATED = "UNAUTHENTICATED"  # the peer's certificate does not say who it is
+    PERMISSION_DENIED = "PERMISSION_DENIED"  # the peer is known, and not let in
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"  # nothing more can be stored
     DATA_LOSS = "DATA_LOSS"  # too much arrives damaged
     INTERNAL = "INTERNAL"  # a bug of ours

@@ -10,7 +10,7 @@ behaviour. Both halves keep the same bundle.json, so both have the id of the who
 
 Refused (`BundleError`): file names that are anything but plain names, other formats or kinds, a file whose bytes do not
 have the stated hash (checked on every read, so that a file swapped meanwhile is noticed), and a file that is not there.
-Models are handed out as bytes: ONNX loaded from bytes cannot reach for external files.
+Models are handed out as bytes that `downlink.graph` has looked through: nothing in them reaches for another file.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from msgspec import Struct
 
 from downlink import limits
 from downlink.errors import BundleError
+from downlink.graph import check_graph
 from downlink.manifest import BUNDLE_NAME
 
 FORMAT: Final = 1
@@ -87,6 +88,8 @@ class Bundle:
                 f"bundle {self.name} at {self.folder}: {name} has sha256 {found}, "
                 f"{self.files[name]} stated in {_JSON}; copy the bundle again"
             )
+        if name.endswith(".onnx"):
+            check_graph(content, f"bundle {self.name}: {name}")
         return content
 
     def verify(self) -> None:

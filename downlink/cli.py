@@ -135,14 +135,35 @@ def show(name: str) -> None:
 
 @models.command()
 @click.argument("names", nargs=-1)
-def verify(names: tuple[str, ...]) -> None:
-    """Check every file of bundles against its hash. Without NAMES: of all released ones."""
+@click.option(
+    "--symbols", type=click.FloatRange(1, 1e12), metavar="N",
+    help="Also code and decode N made-up symbols with the prior in every setting of onnxruntime (1e8: some minutes), "
+    "and print what was seen as JSON; exit code 1 if any answer differs.",
+)  # fmt: skip
+def verify(names: tuple[str, ...], symbols: float | None) -> None:
+    """Check every file of bundles against its hash. Without NAMES: of all released ones.
+
+    \b
+      downlink models verify
+      downlink models verify universal --symbols 1e6
+    """
+    agree = True
     for name in names or bundle.released_names():
         found = bundle.find(name)
         found.verify()
+        if symbols is not None:
+            seen = importlib.import_module("training.conformance").prove(found, int(symbols))
+            click.echo(json.dumps(seen, indent=2))
+            agree = agree and seen["agree"]
+            continue
         facts = _facts(found)
         click.echo(
             f"{found.name} {found.version} {found.id.hex()[:12]}: {facts['files']} files as stated ({facts['half']})"
+        )
+    if not agree:
+        raise click.ClickException(
+            "a prior answers one way in one setting and another in the next (`differing`, `symbols_returned`): what is "
+            "coded with it here may not decode elsewhere; use another version of onnxruntime"
         )
 
 

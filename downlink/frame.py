@@ -18,8 +18,9 @@ GROUP_S: Final = 0.250  # ... or this long after the first of them, whichever co
 FRAME_CONTENT_BYTES_MAX: Final = (
     512 * 1024
 )  # chunk bytes in one frame: far enough below gRPC's 1 MiB, two of the largest chunks
+FRAME_CHUNKS_MAX: Final = 1024  # chunks in one frame: some 20 ms of checksums while others wait
 FRAME_RANGES_MAX: Final = 4096  # ranges in one frame: at most 13 bytes each on the wire
-OPEN_SCENES_MAX: Final = 4  # per stream: each may cost the ground some 17 MiB of chunk list and bitmaps
+OPEN_SCENES_MAX: Final = 4  # per stream: each may cost the ground some 9 MiB of chunk list and bitmap
 RETRY_S_MAX: Final = 86_400  # a ground never sends an edge away for longer; a damaged frame might
 REASON_BYTES_MAX: Final = 1024  # a sentence or two for a person
 

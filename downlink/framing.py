@@ -9,11 +9,12 @@ below its chunk count?) is the sessions' business.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from downlink import limits
 from downlink.errors import LinkError
 from downlink.frame import (
+    FRAME_CHUNKS_MAX,
     FRAME_CONTENT_BYTES_MAX,
     FRAME_RANGES_MAX,
     REASON_BYTES_MAX,
@@ -146,6 +147,10 @@ def _refusal_in(scene_id: str, message: pb.Refusal) -> Refusal:
 
 def _chunks_in(message: pb.Chunks) -> Chunks:
     scene_id = _scene_id(message.scene_id, "Chunks")
+    if len(message.chunks) > FRAME_CHUNKS_MAX:
+        raise LinkError(
+            f"scene {scene_id[:12]}…: {len(message.chunks)} chunks in a frame, at most {FRAME_CHUNKS_MAX} are allowed"
+        )
     parts = tuple(Chunk(part.index, part.crc32c, part.content) for part in message.chunks)
     if not parts:
         raise LinkError(f"scene {scene_id[:12]}…: a frame of chunks without a chunk")
@@ -184,10 +189,10 @@ def _ranges_out(ranges: Iterable[Range]) -> list[pb.Range]:
     return [pb.Range(first=item.first, count=item.count) for item in ranges]
 
 
-def _ranges_in(messages: Iterable[pb.Range], where: str) -> tuple[Range, ...]:
+def _ranges_in(messages: Sequence[pb.Range], where: str) -> tuple[Range, ...]:
+    if len(messages) > FRAME_RANGES_MAX:
+        raise LinkError(f"{where} lists {len(messages)} ranges, at most {FRAME_RANGES_MAX} are allowed")
     ranges = tuple(Range(message.first, message.count) for message in messages)
-    if len(ranges) > FRAME_RANGES_MAX:
-        raise LinkError(f"{where} lists {len(ranges)} ranges, at most {FRAME_RANGES_MAX} are allowed")
     end = -1
     for item in ranges:
         if item.count < 1 or item.first <= end or item.end > limits.CHUNKS_MAX:

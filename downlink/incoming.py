@@ -10,6 +10,7 @@ after its fsync.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from downlink.errors import Corrupt
 from downlink.frame import FRAME_RANGES_MAX, Chunk
 from downlink.manifest import Manifest
 from downlink.ranges import Range, bitmap, cover
+
+STRIDE: Final = 256  # an offset for each chunk would be half of what a scene of 2^20 chunks costs in memory
 
 
 class Incoming:
@@ -33,10 +36,10 @@ class Incoming:
         self.manifest = Manifest.unpack(packed)
         self.pages = len(self.manifest.pages)  # also the index of the first chunk that is not a page
         self.missing = np.ones(self.manifest.chunk_count, bool)  # true: needed, and not known to be on disk
-        self._page_ends = np.cumsum([length for length, _ in self.manifest.pages])
+        self._page_ends = np.cumsum([0, *(length for length, _ in self.manifest.pages)])
         self._pages: dict[int, bytes] = {}
         self._listed: ChunkList | None = None
-        self._ends = self._page_ends  # payload offset of each chunk's end, as far as known
+        self._marks = np.zeros(0, np.int64)  # payload offset of each STRIDE-th chunk after the pages
 
     @property
     def complete(self) -> bool:
@@ -79,13 +82,19 @@ class Incoming:
         self._listed = self.manifest.chunk_list([self._pages[number] for number in range(self.pages)])
         self._pages.clear()
         lengths = self._listed.lengths
-        self._ends = np.concatenate([self._page_ends, self._page_ends[-1] + np.cumsum(lengths, dtype=np.int64)])
+        sums = np.add.reduceat(lengths, np.arange(0, len(lengths), STRIDE), dtype=np.int64)
+        self._marks = int(self._page_ends[-1]) + np.cumsum(sums) - sums
         self.missing[self.pages :][lengths == 0] = False  # empty chunks never travel
 
     def span(self, index: int) -> tuple[int, int]:
         """(offset, length) of a chunk in the payload. Known for pages from the start, for others once the list is."""
-        start = int(self._ends[index - 1]) if index else 0
-        return start, int(self._ends[index]) - start
+        if index < self.pages:
+            return int(self._page_ends[index]), self.manifest.pages[index][0]
+        assert self._listed is not None, f"chunk {index}: its place is not known before the chunk list is"
+        mark, beyond = divmod(index - self.pages, STRIDE)
+        first = mark * STRIDE
+        between = int(self._listed.lengths[first : first + beyond].sum(dtype=np.int64))
+        return int(self._marks[mark]) + between, self._listed.length(index)
 
     def checksum(self, index: int) -> int:
         """The CRC-32C that is stated for a chunk. Known when its span is."""

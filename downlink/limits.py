@@ -52,10 +52,15 @@ BUNDLE_JSON_BYTES_MAX: Final = MIB
 # The link.
 MESSAGE_BYTES_MAX: Final = MIB  # gRPC's own bound, which holds against gzip bombs as well: never raise it to -1
 UNACKED_CHUNKS_MAX: Final = 64  # the window: 16 MiB in flight at most
-STREAMS_PER_NODE_MAX: Final = 2
+STREAMS_PER_NODE_MAX: Final = 2  # one that works and one that nobody has noticed is dead
 NODES_MAX: Final = 64
-IDLE_STREAM_S: Final = 60.0
-HELLOS_PER_MINUTE_MAX: Final = 10  # per node
+HELLOS_PER_MINUTE_MAX: Final = 60  # per node: a link that is cut each second still gets through
+CALLS_PER_CONNECTION_MAX: Final = 8
+PROBES_MAX: Final = 16  # health and reflection, of all peers together; streams have places of their own
+PROBE_S: Final = 10.0  # how long one of these may take
+HANDSHAKE_S: Final = 20.0  # from the connection to the end of TLS's and HTTP/2's greetings; 4 round trips of 5 s
+IDLE_STREAM_S: Final = 60.0  # until a stream says Hello
+SILENT_STREAM_S: Final = 600.0  # between two frames, either way: one chunk at 3.5 kbit/s
 KEEPALIVE_S: Final = 30.0  # the same on both ends, or the server cuts with too_many_pings
 
 

@@ -182,6 +182,8 @@ def unpack_front_end(payload: bytes, half: NDArray[np.bool_], weights: Floats, p
         sharing = [b for b in range(subbands) if PARTITIONS[partition][b] == PARTITIONS[partition][first]]
         longest = max(int(counts[b]) for b in sharing)
         basis = reader.take(longest * has[first], row_bits[first]) - bounds[first]
+        if basis.max(initial=0) > bounds[first]:
+            raise Malformed(f"side chunk: a row of subband {first} has {basis.max()}, which is beyond its unit")
         for b in sharing:
             if row_bits[b] != row_bits[first] or has[b] != has[first]:
                 raise Malformed(f"side chunk: subbands {sharing} share a basis but not its bits or bands")

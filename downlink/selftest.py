@@ -31,7 +31,8 @@ class SelfTest(Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
-def _draw(seed: int, count: int) -> NDArray[np.uint64]:
+def draw(seed: int, count: int) -> NDArray[np.uint64]:
+    """`count` numbers of 64 random bits that follow from `seed`, the same on every machine: SplitMix64's."""
     with np.errstate(over="ignore"):
         z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -43,14 +44,14 @@ def answer(spec: PlaneSpec, tables: Tables, prior: Prior, seed: int, planes: int
     """SHA-256 of index (uint8) and mean (int32, little-endian) of each subband that `prior` gives for drawn symbols."""
 
     def integers(salt: int, shape: tuple[int, ...], limit: int) -> NDArray[np.int64]:
-        spread = _draw(seed + salt, int(np.prod(shape))) % np.uint64(2 * limit + 1)
+        spread = draw(seed + salt, int(np.prod(shape))) % np.uint64(2 * limit + 1)
         return spread.astype(np.int64).reshape(shape) - limit
 
     small = size // ROOT
     hyper = integers(1, (planes, spec.hyper_latents, size // spec.hyper, size // spec.hyper), spec.hyper_limit)
     latent = integers(2, (planes, CHANNELS, size, size), COMPAND_LIMIT) >> 3
     root = integers(3, (planes, ROOT_CHANNELS, small, small), 8 * COMPAND_LIMIT)
-    levels = 1 + (_draw(seed + 4, planes * len(SUBBANDS)) % np.uint64(LEVEL_LIMIT)).astype(np.uint8)
+    levels = 1 + (draw(seed + 4, planes * len(SUBBANDS)) % np.uint64(LEVEL_LIMIT)).astype(np.uint8)
     turn = integers(5, (planes, planes), 1 << ROTATION_SHIFT)
     code = TileCode(spec, tables, levels.reshape(planes, len(SUBBANDS)), turn, planes)
     symbols = TileSymbols(*(array.astype(np.int32) for array in (root, latent, hyper)))

@@ -10,6 +10,7 @@ import numpy as np
 from downlink import limits
 from downlink.action import Close, Delivered, EdgeAction, Outgoing, Refused, Send, Status, Transmit
 from downlink.frame import (
+    FRAME_CHUNKS_MAX,
     FRAME_CONTENT_BYTES_MAX,
     OPEN_SCENES_MAX,
     REVISION,
@@ -105,7 +106,7 @@ class EdgeSession:
         scene = min(ready, key=lambda scene: (-scene.outgoing.priority, scene.outgoing.order))
         indexes: list[int] = []
         room = min(bytes_max, FRAME_CONTENT_BYTES_MAX)
-        while scene.todo and len(indexes) < free:
+        while scene.todo and len(indexes) < min(free, FRAME_CHUNKS_MAX):
             room -= int(scene.outgoing.lengths[scene.todo[-1]])
             if room < 0 and indexes:
                 break

@@ -24,6 +24,7 @@ from downlink.errors import DownlinkError, SceneError
 from encoder_node.durable import shown, whole_file
 
 if TYPE_CHECKING:
+    from encoder_node.channel import Tls
     from encoder_node.outbox import Entry
     from encoder_node.sender import Sender
     from encoder_node.spool import EncodedScene
@@ -106,6 +107,30 @@ def _targets(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def _tls_options(command: Command) -> Command:
+    """The three files of mutual TLS."""
+    for name, text in (
+        ("--tls-ca", "The CA that signs the ground's certificate (PEM)."),
+        ("--tls-key", "Its private key (PEM)."),
+        ("--tls-cert", "This node's certificate (PEM); its one DNS name is the node's name."),
+    ):
+        command = click.option(name, type=click.Path(path_type=Path, dir_okay=False), help=text)(command)
+    return command
+
+
+def _tls(cert: Path | None, key: Path | None, ca: Path | None) -> Tls | None:
+    """All three, checked, or none."""
+    if cert is None and key is None and ca is None:
+        return None
+    if cert is None or key is None or ca is None:
+        raise click.UsageError("--tls-cert, --tls-key and --tls-ca go together: give all three, or none")
+    from encoder_node.channel import Tls
+
+    tls = Tls(cert, key, ca)
+    tls.check()
+    return tls
 
 
 def _target() -> Target:
@@ -215,6 +240,7 @@ def submit(
 @click.option(
     "--ground", required=True, metavar="HOST:PORT", callback=_address, help="Where the decoder node listens.",
 )  # fmt: skip
+@_tls_options
 @click.option(
     "--watch", type=click.Path(path_type=Path, file_okay=False), help="Submit the scenes that appear in this folder."
 )
@@ -236,18 +262,21 @@ def submit(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
 def run(
-    outbox: Path, ground: str, watch: Path | None, once: bool, rate_kbps: float | None, window_chunks: int,
-    patience: float, model: str, threads: int, log_level: str, **_: object,
+    outbox: Path, ground: str, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None, watch: Path | None,
+    once: bool, rate_kbps: float | None, window_chunks: int, patience: float, model: str, threads: int,
+    log_level: str, **_: object,
 ) -> None:  # fmt: skip
     """Send what the outbox holds, for as long as it takes.
 
     The link may come and go: what the ground has is not sent again, and nothing is forgotten before the ground says
-    that it is safe. Logs are JSON lines on stderr. SIGTERM and SIGINT end it within 10 s, without loss.
+    that it is safe. Without the three --tls files all travels in the clear, and anybody may play the ground. Logs are
+    JSON lines on stderr. SIGTERM and SIGINT end it within 10 s, without loss.
 
     \b
     encoder-node run --outbox /var/lib/encoder-node --ground ground.example:50551
     encoder-node run --outbox box --ground 127.0.0.1:50551 --once
     encoder-node run --outbox box --ground 10.0.0.1:50551 --watch /data/incoming --rate-kbps 2000
+    encoder-node run --outbox box --ground ground.example:50551 --tls-cert node.pem --tls-key node.key --tls-ca ca.pem
     """
     from encoder_node.log import log_to_stderr
     from encoder_node.outbox import Outbox
@@ -257,6 +286,7 @@ def run(
     target = _target()
     options = Options(
         ground=ground,
+        tls=_tls(tls_cert, tls_key, tls_ca),
         rate_kbps=rate_kbps,
         window_chunks=window_chunks,
         give_up_s=patience,
@@ -279,7 +309,8 @@ async def _run(make: Callable[[], Sender], folder: Path | None, options: list[st
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, sender.stop)
     watch = Watch(folder, sender, options) if folder else None
-    log.info("started", extra={"ground": sender.options.ground, "outbox": str(sender.outbox.folder)})
+    facts = {"ground": sender.options.ground, "tls": sender.options.tls is not None}
+    log.info("started", extra={**facts, "outbox": str(sender.outbox.folder)})
     if once:
         if watch:
             await watch.run_once(sender.options.give_up_s)

@@ -33,6 +33,9 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
     outbox: str | None = None
     ground: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_ca: str | None = None
     watch: str | None = None
     rate_kbps: Positive | None = None
     window_chunks: Annotated[int, Meta(ge=1, le=4096)] | None = None

@@ -30,6 +30,7 @@ from downlink.frame import Chunks, EdgeFrame, Resend
 from downlink.framing import edge_message, ground_frame
 from downlink.session import EdgeSession
 from downlink.wire import link_pb2_grpc
+from encoder_node.channel import Tls, channel
 from encoder_node.log import log
 from encoder_node.outbox import Outbox
 from encoder_node.pace import Backoff, Bucket
@@ -39,7 +40,8 @@ POLL_S = 0.5  # how often the outbox is asked for news from other processes
 LINGER_S = 10.0  # how long a stream stays open with nothing to send
 GRACE_S = 4.0  # at shutdown, for the frame being written and again for the last acknowledgements
 PATIENCE_S_MAX = 3600.0
-HOPELESS = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "UNIMPLEMENTED")  # trying the same again changes nothing
+# trying the same again changes nothing
+HOPELESS = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED")
 
 Result = TypeVar("Result")
 
@@ -49,6 +51,7 @@ class Options:
     """How to send."""
 
     ground: str  # HOST:PORT
+    tls: Tls | None = None  # None: plain, anybody may read along
     rate_kbps: float | None = None  # 1000 bits per second; None: as fast as it goes
     window_chunks: int = limits.UNACKED_CHUNKS_MAX
     patience_s: float = 120.0  # a stream on which nothing is heard for so long is given up
@@ -138,9 +141,13 @@ class Sender:
         patience_s = max(self._patience_s, 4 * chunk_s)
         session = EdgeSession(options.software, window_chunks=options.window_chunks, patience_s=patience_s)
         stub: Any = link_pb2_grpc.LinkServiceStub
-        async with grpc.aio.insecure_channel(options.ground, settings) as channel:
+        try:
+            connection = channel(options.ground, settings, options.tls)
+        except (LinkError, OSError) as error:  # while its files are being renewed, say: `run` has seen them good
+            return str(error)
+        async with connection:
             try:
-                await _Contact(stub(channel).Deliver(), session, self).run(until_empty)
+                await _Contact(stub(connection).Deliver(), session, self).run(until_empty)
             except grpc.aio.AioRpcError as error:
                 trouble = f"{error.code().name}: {error.details()}"
                 if until_empty and error.code().name in HOPELESS:

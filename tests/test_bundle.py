@@ -11,9 +11,9 @@ from downlink.bundle import Bundle, find, find_id, released, released_names, spl
 from downlink.errors import BundleError
 
 CONTENT = {
-    "encoder.onnx": b"the encoder",
-    "decoder.onnx": b"the decoder",
-    "prior.onnx": b"the prior",
+    "encoder.onnx": b"\x12\x07encoder\x3a\x00",  # ONNX: made by "encoder", an empty graph
+    "decoder.onnx": b"\x12\x07decoder\x3a\x00",
+    "prior.onnx": b"\x12\x05prior\x3a\x00",
     "tables.bin": b"tables",
     "card.md": b"# Card",
 }
@@ -71,7 +71,7 @@ def test_halves_have_the_id_of_the_whole_and_say_what_they_lack(tmp_path: Path) 
 def test_changed_files_are_refused_on_every_read(tmp_path: Path) -> None:
     make(tmp_path / "m")
     bundle = Bundle.read(tmp_path / "m")
-    assert bundle.file("prior.onnx") == b"the prior"
+    assert bundle.file("prior.onnx") == CONTENT["prior.onnx"]
     (tmp_path / "m" / "prior.onnx").write_bytes(b"another prior")
     for read in (lambda: bundle.file("prior.onnx"), bundle.verify, lambda: split(tmp_path / "m", "encoder")):
         with pytest.raises(BundleError, match=r"prior.onnx has sha256 .*stated in bundle.json"):

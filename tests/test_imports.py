@@ -36,7 +36,10 @@ ONLY_IN = {
     "onnx": ["training/*"],
     "onnxscript": ["training/*"],
     "onnxruntime": ["encoder_node/encoder.py", "decoder_node/decoder.py", "training/*"],
-    "grpc": ["downlink/wire/*", "encoder_node/sender.py", "decoder_node/receiver.py"],
+    "grpc": [
+        "downlink/wire/*", "encoder_node/sender.py", "encoder_node/channel.py", "decoder_node/receiver.py",
+        "decoder_node/identity.py", "decoder_node/probe.py",
+    ],
     "grpc_health": ["decoder_node/*"],
     "grpc_reflection": ["decoder_node/*"],
     "rasterio": [

@@ -1,6 +1,7 @@
 """Each limit of the stream: what is at the limit passes, one more is refused. Those of the link are tested there."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,14 +16,19 @@ from downlink.manifest import Manifest
 from downlink.scene import Band, Grid, Scene, validate
 from tests.scenes import PATCH, PATCH_CODING, fake_stream
 
-OF_THE_LINK = {
-    "MESSAGE_BYTES_MAX",
-    "UNACKED_CHUNKS_MAX",
-    "STREAMS_PER_NODE_MAX",
-    "NODES_MAX",
-    "IDLE_STREAM_S",
-    "HELLOS_PER_MINUTE_MAX",
-    "KEEPALIVE_S",
+OF_THE_LINK = {  # and the test that tries it
+    "MESSAGE_BYTES_MAX": "test_receiver.py",
+    "UNACKED_CHUNKS_MAX": "test_wire.py",
+    "STREAMS_PER_NODE_MAX": "test_admission.py",
+    "NODES_MAX": "test_admission.py",
+    "HELLOS_PER_MINUTE_MAX": "test_admission.py",
+    "CALLS_PER_CONNECTION_MAX": "test_admission.py",
+    "PROBES_MAX": "test_admission.py",
+    "PROBE_S": "test_admission.py",
+    "HANDSHAKE_S": "test_admission.py",
+    "IDLE_STREAM_S": "test_admission.py",
+    "SILENT_STREAM_S": "test_admission.py",
+    "KEEPALIVE_S": "test_admission.py",
 }
 UNITS = {"KIB", "MIB", "GIB", "PAGE_CHUNKS", "TILE_PX_MULTIPLE"}  # not bounds
 ELSEWHERE = {"BUNDLE_JSON_BYTES_MAX"}  # test_bundle.py
@@ -107,7 +113,12 @@ def tags_of_bytes(count: int) -> dict[str, str]:
 
 def test_every_limit_is_tested() -> None:
     names = {name for name in vars(limits) if name.isupper()}
-    assert names - OF_THE_LINK - UNITS - ELSEWHERE == set(CHECKS) | {"STEP_MIN", "STEP_MAX"}
+    assert names - OF_THE_LINK.keys() - UNITS - ELSEWHERE == set(CHECKS) | {"STEP_MIN", "STEP_MAX"}
+
+
+@pytest.mark.parametrize("name", OF_THE_LINK)
+def test_every_limit_of_the_link_is_tried_where_it_is_said_to_be(name: str) -> None:
+    assert name in (Path(__file__).parent / OF_THE_LINK[name]).read_text()
 
 
 @pytest.mark.parametrize("name", CHECKS)

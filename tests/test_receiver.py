@@ -220,6 +220,6 @@ def test_an_address_that_cannot_be_had_is_refused_with_a_sentence(tmp_path: Path
             wanted = address if other == "the same" else other
             second = Receiver(receiver.inbox, ThreadPoolExecutor(1), lambda _: None, "another")
             with pytest.raises(LinkError, match=f"cannot listen on {wanted}"):
-                await second.start(wanted)
+                await second.start(wanted, insecure=True)
 
     asyncio.run(main())

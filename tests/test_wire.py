@@ -19,6 +19,7 @@ from downlink import limits
 from downlink.action import Close
 from downlink.errors import LinkError
 from downlink.frame import (
+    FRAME_CHUNKS_MAX,
     FRAME_CONTENT_BYTES_MAX,
     FRAME_RANGES_MAX,
     GROUP_CHUNKS,
@@ -153,6 +154,10 @@ def test_what_the_ground_says_arrives(frame: GroundFrame) -> None:
             pb.EdgeFrame(chunks=pb.Chunks(scene_id=bytes(32), chunks=[pb.Chunk(content=bytes(1 << 18))] * 3)),
             f"786432 bytes .* at most {FRAME_CONTENT_BYTES_MAX}",
         ),
+        (
+            pb.EdgeFrame(chunks=pb.Chunks(scene_id=bytes(32), chunks=[pb.Chunk(content=b"x")] * 1025)),
+            "1025 chunks in a frame, at most 1024",
+        ),
     ],
 )
 def test_what_the_schema_forbids_the_edge_is_refused(message: pb.EdgeFrame, match: str) -> None:
@@ -260,9 +265,15 @@ def test_the_document_states_the_bounds() -> None:
     assert stated["manifest"] == f"{limits.MANIFEST_BYTES_MAX} bytes"
     assert stated["chunk"] == f"{limits.CHUNK_BYTES_MAX} bytes"
     assert stated["chunks in one frame"] == f"{FRAME_CONTENT_BYTES_MAX} bytes"
+    assert stated["how many chunks in one frame"] == str(FRAME_CHUNKS_MAX)
     assert stated["ranges in one frame"] == str(FRAME_RANGES_MAX)
     assert stated["chunks of a scene"] == str(limits.CHUNKS_MAX)
     assert stated["open scenes per stream"] == str(OPEN_SCENES_MAX)
     assert stated["group commit"] == f"{GROUP_CHUNKS} chunks or {GROUP_S} s"
     assert stated["window"] == f"{limits.UNACKED_CHUNKS_MAX} chunks"
     assert stated["damaged chunks per stream"] == str(DAMAGED_MAX)
+
+
+def test_the_most_chunks_in_a_frame_are_taken() -> None:
+    parts = tuple(Chunk(index, 0, b"x") for index in range(FRAME_CHUNKS_MAX))
+    assert edge_frame(edge_message(Chunks(ID, parts))) == Chunks(ID, parts)

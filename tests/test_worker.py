@@ -9,9 +9,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from decoder_node import bounds
 from decoder_node.ledger import FAILURES_MAX, Ledger
 from decoder_node.worker import Outcome, Workers, archive_scene
 from downlink.errors import BundleError
@@ -34,6 +36,13 @@ def task(archive: Path, scene_id: str, model_folders: Sequence[Path], received_a
             return Outcome(waits="no model")
         case "sleep":
             time.sleep(60)
+        case "hoard":
+            hoard = bytearray(3 * 2**30)
+            return Outcome(failure=f"got {len(hoard)} bytes")
+        case "spin":
+            bounds.allow(0.1)
+            while True:
+                pass
     raise AssertionError
 
 
@@ -44,7 +53,9 @@ def durable(ledger: Ledger, archive: Path, made: Stream, fate: str) -> str:
     return made.id
 
 
-def run(archive: Path, fates: Sequence[str], until: dict[str, int], count: int = 1) -> dict[str, str]:
+def run(
+    archive: Path, fates: Sequence[str], until: dict[str, int], count: int = 1, **options: Any
+) -> dict[str, str]:
     """Let workers loose on scenes with these fates until so many scenes have these states; each one's state."""
     ledger = Ledger(archive, create=True)
     for number, fate in enumerate(fates):
@@ -52,7 +63,7 @@ def run(archive: Path, fates: Sequence[str], until: dict[str, int], count: int =
 
     async def main() -> None:
         with ThreadPoolExecutor(1) as disk:
-            workers = Workers(archive, ledger, disk, [], count, task=task)
+            workers = Workers(archive, ledger, disk, [], count, task=task, **options)
             await workers.start()
             for _ in range(1500):
                 states = [
@@ -95,6 +106,53 @@ def test_a_scene_that_fails_is_quarantined_with_the_reason(tmp_path: Path) -> No
     ledger.close()
     assert reasons == ["ValueError: no"]
     assert tries(tmp_path, 0) == FAILURES_MAX
+
+
+def reasons(archive: Path) -> dict[str, str | None]:
+    ledger = Ledger(archive, read_only=True)
+    found = {entry.scene_id: entry.reason for entry in ledger.entries()}
+    ledger.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fate", "reason"),
+    [
+        ("hoard", "MemoryError"),
+        ("spin", "died of SIGXCPU: it took more CPU time than its size allows"),
+        ("crash", "died of SIGKILL"),
+    ],
+)
+def test_a_scene_that_takes_too_much_is_quarantined_and_the_next_is_decoded(
+    tmp_path: Path, fate: str, reason: str
+) -> None:
+    states = run(tmp_path, [fate, "decode"], {"quarantined": 1, "decoded": 1}, memory=2**31)
+    assert states == {f"{fate} 0": "quarantined", "decode 1": "decoded"}
+    assert tries(tmp_path, 0) == FAILURES_MAX
+    assert reason in str(reasons(tmp_path)[stream(0).id])
+
+
+def test_a_scene_that_stands_still_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "CLOCK_PER_CPU", 2.0 / bounds.CPU_S)
+    states = run(tmp_path, ["sleep", "decode"], {"quarantined": 1, "decoded": 1})
+    assert states == {"sleep 0": "quarantined", "decode 1": "decoded"}
+    assert tries(tmp_path, 0) == FAILURES_MAX
+    assert "no end after 2 s" in str(reasons(tmp_path)[stream(0).id])
+
+
+def test_a_scene_of_a_bundle_that_is_not_trusted_is_kept_and_not_decoded(tmp_path: Path) -> None:
+    bundle = Manifest.unpack(stream(0).packed).bundle
+    assert run(tmp_path, ["decode"], {"durable": 1}, trusts=lambda found: found != bundle) == {"decode 0": "durable"}
+    assert not (tmp_path / "tried").exists()
+    assert f"bundle {bundle.hex()} is not among those" in str(reasons(tmp_path)[stream(0).id])
+    assert set(run(tmp_path, ["decode"], {"decoded": 1}).values()) == {"decoded"}
+
+
+def test_what_a_scene_may_take_follows_from_its_size() -> None:
+    assert bounds.cpu_s(0) == bounds.CPU_S
+    assert bounds.cpu_s(10**9) == bounds.CPU_S + 1000 * bounds.CPU_S_PER_MSAMPLE
+    assert bounds.memory_bytes(10**9) == bounds.MEMORY_MIN
+    assert bounds.memory_bytes(1) >= bounds.memory_bytes(2) >= bounds.MEMORY_MIN
 
 
 def test_a_scene_without_its_model_waits_for_the_next_start(tmp_path: Path) -> None:
