@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downlink import limits
-from downlink.context import LEVEL_LIMIT, level_of, rotation
+from downlink.context import level_of, rotation
 from downlink.dct import BLOCK, SUBBANDS, subband
 from downlink.errors import Malformed
 from downlink.symbol import pack_bits, unpack_bits
@@ -48,9 +48,9 @@ _WORTH = 0.35
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """Quantised KLTs of a lattice. `mean` int32 (bands); `half` bool (bands): bands of half resolution; `weights` (bands): what a band's
-    coefficients are multiplied by; `rows[b]`
-    int16 (planes of subband b, bands that have it) in units of 1 / `limits[b]`; `levels` uint8 (planes, 4)."""
+    """Quantised KLTs of a lattice. `mean` int32 (bands); `half` bool (bands): bands of half resolution; `weights`
+    (bands): what a band's coefficients are multiplied by; `rows[b]` int16 (planes of subband b, bands that have it) in
+    units of 1 / `limits[b]`; `levels` uint8 (planes, 4)."""
 
     mean: NDArray[np.int32]
     half: NDArray[np.bool_]
@@ -264,7 +264,7 @@ class Statistics:
         at = subband(band)
         members = np.flatnonzero(~self.half) if band >= ALL_BANDS else np.arange(self.half.size)
         covariance = self.covariances[band][np.ix_(members, members)]
-        return np.maximum(np.einsum("pb,bc,pc->p", rows, covariance, rows) / (at.stop - at.start), 0.0)
+        return np.maximum(np.einsum("pb,pb->p", rows @ covariance, rows) / (at.stop - at.start), 0.0)
 
     def front_end(self, step: float, blocks: int) -> FrontEnd:
         """The KLTs at this step for a lattice of so many blocks: planes loud enough to matter, rows as coarse as the

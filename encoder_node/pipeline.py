@@ -6,6 +6,7 @@ Memory holds one strip, one tile's activations and the chunk index, whatever the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from downlink.scene import Scene, validate
 from encoder_node.encoder import Analysed, PlaneEncoder
 from encoder_node.source import Source
 from encoder_node.spool import EncodedScene, Spool
-from encoder_node.target import Estimate, Target, search_step, step_of_quality
+from encoder_node.target import Estimate, Target, rate_slope, search_step, step_of_quality
 from encoder_node.tiles import LatticeReader, NotRepeated, TilePixels, sample_windows
 
 TILE = 256
@@ -37,6 +38,8 @@ CHUNK_AIM_BYTES = 96 * 1024
 OVERHEAD_BYTES_PER_CHUNK = 9.0
 """Lanes, checksum and length of a chunk, added to the entropy estimate."""
 
+RATE_ROUNDS = 4
+"""How often a scene is encoded again whose rate came out otherwise than the sample tiles promised."""
 MANIFEST_BYTES = 256
 """About what a manifest takes."""
 
@@ -181,7 +184,7 @@ def _planes_per_chunk(front_end: FrontEnd) -> int:
 
 def _steps(target: Target, scene: Scene, encoders: list[_LatticeEncoder]) -> list[float]:
     """One step per lattice. Searched targets share one step in DN over the whole scene: equal error everywhere."""
-    if target.bits_per_sample is None and target.psnr_db is None:
+    if not target.rate and target.psnr_db is None:
         quality = float(target.settings["quality"])
         return [step_of_quality(quality, encoder.reader.grid.dtype) for encoder in encoders]
 
@@ -192,7 +195,7 @@ def _steps(target: Target, scene: Scene, encoders: list[_LatticeEncoder]) -> lis
         bits = sum(part[0] for part in parts) + 8 * MANIFEST_BYTES
         return Estimate(bits / scene.samples, sum(part[1] for part in parts) / scene.samples, peak)
 
-    step = search_step(target, step_of_quality(46.0, scene.grids[0].dtype), estimate)
+    step = search_step(target, step_of_quality(46.0, scene.grids[0].dtype), estimate, scene.samples)
     return [step] * len(encoders)
 
 
@@ -251,11 +254,29 @@ def _encode(
         if progress is not None:
             progress(done, total)
 
-    spool = Spool(spool_dir)
-    try:
-        codings = tuple(one.encode(step, spool, advance) for one, step in zip(encoders, steps, strict=True))
-        bundle = encoder.bundle
-        return EncodedScene(spool, scene, codings, bundle.id, bundle.name, target.settings, resolutions)
-    except BaseException:
-        spool.close()
-        raise
+    def encoded() -> EncodedScene:
+        spool = Spool(spool_dir)
+        try:
+            codings = tuple(one.encode(step, spool, advance) for one, step in zip(encoders, steps, strict=True))
+            bundle = encoder.bundle
+            return EncodedScene(spool, scene, codings, bundle.id, bundle.name, target.settings, resolutions)
+        except BaseException:
+            spool.close()
+            raise
+
+    found = encoded()
+    for _ in range(RATE_ROUNDS):
+        if target.met_by(found.stream_bytes, scene.samples):
+            break
+        rate = 8 * found.stream_bytes / scene.samples
+        octaves = math.log2(rate / target.sample_bits(scene.samples)) / rate_slope(rate)
+        steps = [min(max(step * 2**octaves, limits.STEP_MIN), limits.STEP_MAX) for step in steps]
+        found.close()
+        found = encoded()
+    if target.stream_bytes is not None and found.stream_bytes > target.stream_bytes:
+        found.close()
+        raise SceneError(
+            f"the scene takes {found.stream_bytes} bytes at the coarsest step tried, {target.stream_bytes} were allowed; "
+            "allow more, or cut the scene"
+        )
+    return found

@@ -17,23 +17,35 @@ from downlink.quality import PEAK_8_BIT, PEAK_REFLECTANCE, psnr_db
 
 DEFAULT_QUALITY = 50.0
 QUALITY_MIN, QUALITY_MAX = 0.0, 120.0
+BUDGET_MIN = 512
+"""Bytes below which no stream can be: manifest, side chunk and chunk list alone take some hundred."""
+BUDGET_AIM, BUDGET_USED = 0.985, 0.96
+RATE_TOLERANCE = 0.015
 SEARCH_ROUNDS = 12
 TOLERANCE = 0.004
 
 
 @dataclass(frozen=True)
 class Target:
-    """At most one of the three; none means quality 50. PSNR is against 10000, or 255 for 8-bit scenes."""
+    """At most one of the four; none means quality 50. PSNR is against 10000, or 255 for 8-bit scenes. `stream_bytes` is
+    a budget that the stream may not exceed."""
 
     quality: float | None = None
     bits_per_sample: float | None = None
     psnr_db: float | None = None
+    stream_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("quality", "bits_per_sample", "psnr_db") if getattr(self, name) is not None]
+        names = ("quality", "bits_per_sample", "psnr_db", "stream_bytes")
+        given = [name for name in names if getattr(self, name) is not None]
         if len(given) > 1:
             raise SceneError(f"targets {' and '.join(given)} were both given; give one")
-        bounds = {"quality": (QUALITY_MIN, QUALITY_MAX), "bits_per_sample": (0.001, 16.0), "psnr_db": (10.0, 90.0)}
+        bounds = {
+            "quality": (QUALITY_MIN, QUALITY_MAX),
+            "bits_per_sample": (0.001, 16.0),
+            "psnr_db": (10.0, 90.0),
+            "stream_bytes": (BUDGET_MIN, limits.SCENE_RAW_BYTES_MAX),
+        }
         for name in given:
             value, (low, high) = getattr(self, name), bounds[name]
             if not low <= value <= high:
@@ -42,12 +54,35 @@ class Target:
                 )
 
     @property
+    def rate(self) -> bool:
+        """Whether it is the size of the stream that is asked for."""
+        return self.bits_per_sample is not None or self.stream_bytes is not None
+
+    def sample_bits(self, samples: int) -> float:
+        """Bits per sample that a rate target aims at for a scene of so many: a budget is aimed at from below."""
+        if self.stream_bytes is not None:
+            return 8 * self.stream_bytes * BUDGET_AIM / samples
+        assert self.bits_per_sample is not None
+        return self.bits_per_sample
+
+    def met_by(self, stream_bytes: int, samples: int) -> bool:
+        """Whether a stream of so many bytes is what was asked for: within 2 % of a rate, within a budget and not more
+        than 4 % below it. Targets that are no rates are always met."""
+        if self.stream_bytes is not None:
+            return BUDGET_USED * self.stream_bytes <= stream_bytes <= self.stream_bytes
+        if self.bits_per_sample is not None:
+            return abs(8 * stream_bytes / samples / self.bits_per_sample - 1) <= RATE_TOLERANCE
+        return True
+
+    @property
     def settings(self) -> dict[str, str | float]:
         """How the stream was asked for, as the manifest keeps it."""
         if self.bits_per_sample is not None:
             return {"bits_per_sample": float(self.bits_per_sample)}
         if self.psnr_db is not None:
             return {"psnr_db": float(self.psnr_db)}
+        if self.stream_bytes is not None:
+            return {"stream_bytes": float(self.stream_bytes)}
         return {"quality": float(DEFAULT_QUALITY if self.quality is None else self.quality)}
 
 
@@ -71,7 +106,13 @@ def step_of_quality(quality: float, dtype: str) -> float:
     return float(peak * 2.0 ** (-quality / 8))
 
 
-def search_step(target: Target, start: float, estimate: Callable[[float], Estimate]) -> float:
+def rate_slope(bits_per_sample: float) -> float:
+    """About how many octaves the rate falls when the step grows by one: between 0.35 at high rates and 2 at low
+    ones."""
+    return max(0.35, min(2.0, 0.8 / max(bits_per_sample, 0.1)))
+
+
+def search_step(target: Target, start: float, estimate: Callable[[float], Estimate], samples: int) -> float:
     """The step whose estimate meets a rate or PSNR target, by the secant of log rate (or dB) over log step, kept in a
     bracket.
 
@@ -81,9 +122,9 @@ def search_step(target: Target, start: float, estimate: Callable[[float], Estima
     at = math.log2(start)
     for _ in range(SEARCH_ROUNDS):
         found = estimate(2.0**at)
-        if target.bits_per_sample is not None:
-            excess = math.log2(max(found.bits_per_sample, 1e-6) / target.bits_per_sample)
-            done, slope = abs(excess) < TOLERANCE, max(0.35, min(2.0, 0.8 / max(found.bits_per_sample, 0.1)))
+        if target.rate:
+            excess = math.log2(max(found.bits_per_sample, 1e-6) / target.sample_bits(samples))
+            done, slope = abs(excess) < TOLERANCE, rate_slope(found.bits_per_sample)
         else:
             assert target.psnr_db is not None
             excess = (found.psnr_db - target.psnr_db) / 6.02
