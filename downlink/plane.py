@@ -123,16 +123,15 @@ class FrontEnd:
         row_bits = [limit.bit_length() + 1 for limit in self.limits]
         head = bytes([_VERSION, self.partition, mean_bits, _LEVEL_BITS, *row_bits])
         counts = [len(rows) for rows in self.rows]
-        numbers: list[NDArray[np.int64]] = [np.array(counts), self.mean + (1 << mean_bits - 1)]
+        numbers: list[NDArray[np.int64]] = [np.array(counts), self.mean.astype(np.int64) + (1 << mean_bits - 1)]
         widths = [_COUNT_BITS] * len(counts) + [mean_bits] * self.mean.size
         for band, count in enumerate(counts):
-            numbers.append(self.levels[:count, band])
+            numbers.append(self.levels[:count, band].astype(np.int64))
             widths += [_LEVEL_BITS] * count
         for first in self._bases():
             numbers.append(self._basis(first).astype(np.int64).ravel() + self.limits[first])
             widths += [row_bits[first]] * numbers[-1].size
-        flat = np.concatenate([part.astype(np.int64) for part in numbers])
-        return head + pack_bits(flat, np.array(widths))
+        return head + pack_bits(np.concatenate(numbers), np.array(widths))
 
     def _bases(self) -> list[int]:
         """The first subband of each basis."""
@@ -264,7 +263,8 @@ class Statistics:
         at = subband(band)
         members = np.flatnonzero(~self.half) if band >= ALL_BANDS else np.arange(self.half.size)
         covariance = self.covariances[band][np.ix_(members, members)]
-        return np.maximum(np.einsum("pb,pb->p", rows @ covariance, rows) / (at.stop - at.start), 0.0)
+        power = np.einsum("pb,pb->p", rows @ covariance, rows) / (at.stop - at.start)
+        return np.asarray(np.maximum(power, 0.0))
 
     def front_end(self, step: float, blocks: int) -> FrontEnd:
         """The KLTs at this step for a lattice of so many blocks: planes loud enough to matter, rows as coarse as the

@@ -130,12 +130,14 @@ class LatticeReader:
             out[factor - 1][order[places]] = self._gather(grid, member, bands, rows, cols)
         return out[0], out[1]
 
-    def _gather(self, grid: int, member: Member, bands: list[int], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> Pixels:
+    def _gather(
+        self, grid: int, member: Member, bands: list[int], rows: NDArray[np.intp], cols: NDArray[np.intp]
+    ) -> Pixels:
         shape = self.source.scene.grids[grid].shape
         rows, cols = rows.clip(0, shape[1] - 1), cols.clip(0, shape[2] - 1)
         block = self.lattice.unit * member.factor // member.pixel  # grid pixels that one native sample covers
         left, right = int(cols[0]), min(int(cols[-1]) + block, shape[2])
-        straight = len(cols) == right - left
+        straight = np.array_equal(cols, np.arange(left, right))  # as many is not enough: edge pixels repeat
         out = np.empty((len(bands), len(rows), len(cols)), self.source.scene.grids[grid].dtype)
         done = 0
         while done < len(rows):
@@ -148,7 +150,7 @@ class LatticeReader:
                 pixels = pixels[bands]
             if block > 1:
                 self._check_repeats(pixels, member, top, left)
-            if len(part) != pixels.shape[1]:
+            if not np.array_equal(part, np.arange(top, bottom)):
                 pixels = pixels[:, part - top]
             out[:, done : done + count] = pixels if straight else pixels[:, :, cols - left]
             done += count

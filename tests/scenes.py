@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from downlink.chunk import ChunkList, GridCoding, Layout
 from downlink.manifest import Manifest
 from downlink.scene import Band, Grid, Scene
+from downlink.tile import Window
+from encoder_node.source import check_window
 
 SENTINEL_2 = {
     "B01": 442.7, "B02": 492.4, "B03": 559.8, "B04": 664.6, "B05": 704.1, "B06": 740.5,
@@ -54,6 +56,46 @@ def scene(array: NDArray[np.generic], nodata: int | None = 0, name: str = "synth
     named = tuple(Band(f"B{number:02d}", 440.0 + 120 * number) for number in range(1, bands + 1))
     grid = Grid(height, width, array.dtype.name, named, nodata, "EPSG:32633", PLACE)  # type: ignore[arg-type]
     return Scene(name, (grid,) * grids, "2026-11-20T09:30:31Z", {"made_by": "tests/scenes.py"})
+
+
+def repeated(band: NDArray[np.generic], factor: int, row: int = 0, col: int = 0) -> NDArray[np.generic]:
+    """A band (height, width) in which every block of `factor` x `factor` pixels shows its first pixel; blocks begin at
+    `row` and `col` modulo `factor`."""
+    rows, cols = (
+        ((np.arange(size) - first) // factor * factor + first).clip(0)
+        for size, first in zip(band.shape, (row % factor, col % factor), strict=True)
+    )
+    return band[rows][:, cols]
+
+
+class GridsSource:
+    """A scene in memory, one array (bands, height, width) per grid."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, arrays: Sequence[NDArray[np.generic]], scene: Scene) -> None:
+        self.scene, self.arrays = scene, arrays
+
+    def read(self, grid: int, window: Window) -> NDArray[np.generic]:
+        check_window(window, *self.arrays[grid].shape[1:])
+        return self.arrays[grid][:, *window.slices].copy()
+
+    def close(self) -> None:
+        self.arrays = ()
+
+
+def grids_source(*arrays: NDArray[np.generic], nodata: int | None = None, placed: bool = True) -> GridsSource:
+    """A source of one grid per array; with `placed`, their transforms say that they lie on each other."""
+    finest = arrays[0].shape[1]
+    grids = []
+    for array in arrays:
+        bands, height, width = array.shape
+        unit = finest // height
+        place = (10.0 * unit, 0.0, 453620.0, 0.0, -10.0 * unit, 5800020.0) if placed else None
+        grids.append(
+            Grid(height, width, array.dtype.name, tuple(Band(f"B{i}") for i in range(bands)), nodata, None, place)  # type: ignore[arg-type]
+        )
+    return GridsSource(arrays, Scene("grids", tuple(grids)))
 
 
 def fake_stream(
