@@ -148,7 +148,7 @@ def spec_of(codec: PlaneCodec, trade: float, distortion: tuple[tuple[float, floa
     return PlaneSpec(
         hyper=HYPER,
         hyper_latents=config.hyper_latents,
-        decoder_halo=config.decoder_blocks,
+        decoder_halo=config.decoder_blocks + 1,  # a 3 x 3 convolution per block, and the neighbouring block means
         hyper_limit=HYPER_LIMIT,
         hyper_index=tuple(tuple(row) for row in table),
         bit_price=round(config.refinement / trade, 6),
