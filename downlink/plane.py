@@ -35,7 +35,10 @@ Doubles = NDArray[np.float64]
 Rows = NDArray[np.int16]
 
 _VERSION = 2
-_HEAD = 8  # version, partition, bits of means, levels and of each basis
+_HEAD = 9  # version, flags, partition, bits of means, levels and of each basis
+_WEIGHED = 1  # flag: weights of bands follow the means
+_WEIGHT_BITS = 16
+_WEIGHT_UNIT = 1024.0  # per octave; 0 octaves in the middle of the range
 _LEVEL_BITS = 7
 _COUNT_BITS = 10
 _LEAK = (0.35, 0.25, 0.12, 0.08)
@@ -54,7 +57,8 @@ class FrontEnd:
 
     mean: NDArray[np.int32]
     half: NDArray[np.bool_]
-    weights: Floats
+    native: Floats
+    importance: NDArray[np.uint16] | None
     partition: int
     rows: tuple[Rows, ...]
     limits: tuple[int, ...]
@@ -63,6 +67,11 @@ class FrontEnd:
     @property
     def planes(self) -> int:
         return int(self.levels.shape[0])
+
+    @cached_property
+    def weights(self) -> Floats:
+        """What bands' coefficients are multiplied by: (bands)."""
+        return self.native if self.importance is None else self.native * importance_of(self.importance)
 
     @cached_property
     def turn(self) -> NDArray[np.int64]:
@@ -121,10 +130,14 @@ class FrontEnd:
         """The side chunk's bytes."""
         mean_bits = max(1, int(np.abs(self.mean).max()).bit_length() + 1)
         row_bits = [limit.bit_length() + 1 for limit in self.limits]
-        head = bytes([_VERSION, self.partition, mean_bits, _LEVEL_BITS, *row_bits])
+        flags = 0 if self.importance is None else _WEIGHED
+        head = bytes([_VERSION, flags, self.partition, mean_bits, _LEVEL_BITS, *row_bits])
         counts = [len(rows) for rows in self.rows]
         numbers: list[NDArray[np.int64]] = [np.array(counts), self.mean.astype(np.int64) + (1 << mean_bits - 1)]
         widths = [_COUNT_BITS] * len(counts) + [mean_bits] * self.mean.size
+        if self.importance is not None:
+            numbers.append(self.importance.astype(np.int64))
+            widths += [_WEIGHT_BITS] * self.importance.size
         for band, count in enumerate(counts):
             numbers.append(self.levels[:count, band].astype(np.int64))
             widths += [_LEVEL_BITS] * count
@@ -144,20 +157,34 @@ class FrontEnd:
         return max(sharing, key=len)
 
 
+def importance_code(weights: Floats) -> NDArray[np.uint16]:
+    """Weights of bands as they are sent: octaves in units of 1/1024, within +-32."""
+    octaves = np.log2(np.maximum(weights.astype(np.float64), 2.0**-31))
+    middle = 1 << _WEIGHT_BITS - 1
+    return np.clip(np.rint(octaves * _WEIGHT_UNIT) + middle, 0, 2 * middle - 1).astype(np.uint16)
+
+
+def importance_of(code: NDArray[np.uint16]) -> Floats:
+    """The weights that `importance_code` wrote."""
+    return np.exp2((code.astype(np.float64) - (1 << _WEIGHT_BITS - 1)) / _WEIGHT_UNIT).astype(np.float32)
+
+
 def _first_subbands(partition: int) -> list[int]:
     bases = PARTITIONS[partition]
     return [bases.index(basis) for basis in sorted(set(bases))]
 
 
-def unpack_front_end(payload: bytes, half: NDArray[np.bool_], weights: Floats, planes: int) -> FrontEnd:
+def unpack_front_end(payload: bytes, half: NDArray[np.bool_], native: Floats, planes: int) -> FrontEnd:
     """Read a side chunk of a lattice with so many bands, `half` of them of half resolution, whose coding states so
     many planes; Malformed where they disagree."""
     bands, subbands = half.size, len(SUBBANDS)
     if len(payload) < _HEAD:
         raise Malformed(f"side chunk: {len(payload)} bytes, its head alone is {_HEAD}; this is no side chunk")
-    version, partition, mean_bits, level_bits, *row_bits = payload[:_HEAD]
-    if version != _VERSION:
-        raise Malformed(f"side chunk: version {version}, known is version {_VERSION}; update this program")
+    version, flags, partition, mean_bits, level_bits, *row_bits = payload[:_HEAD]
+    if version != _VERSION or flags > _WEIGHED:
+        raise Malformed(
+            f"side chunk: version {version} flags {flags}, known is version {_VERSION}; update this program"
+        )
     if partition >= len(PARTITIONS) or not 1 <= mean_bits <= 32 or level_bits != _LEVEL_BITS:
         raise Malformed(f"side chunk: partition {partition}, means of {mean_bits} bits, levels of {level_bits}")
     if any(not _ROW_BITS[0] <= bits <= _ROW_BITS[1] for bits in row_bits):
@@ -170,6 +197,7 @@ def unpack_front_end(payload: bytes, half: NDArray[np.bool_], weights: Floats, p
     if max(counts) != planes or any(count > most for count, most in zip(counts, has, strict=True)):
         raise Malformed(f"side chunk: {list(counts)} planes for {bands} bands, the manifest says {planes}")
     mean = reader.take(bands, mean_bits) - (1 << mean_bits - 1)
+    importance = reader.take(bands, _WEIGHT_BITS).astype(np.uint16) if flags & _WEIGHED else None
     levels = np.zeros((planes, subbands), np.uint8)
     for band, count in enumerate(counts):
         levels[:count, band] = reader.take(int(count), _LEVEL_BITS)
@@ -188,7 +216,7 @@ def unpack_front_end(payload: bytes, half: NDArray[np.bool_], weights: Floats, p
                 raise Malformed(f"side chunk: subbands {sharing} share a basis but not its bits or bands")
             rows[b] = basis.reshape(longest, has[first])[: int(counts[b])].astype(np.int16)
     reader.close()
-    return FrontEnd(mean.astype(np.int32), half, weights, partition, tuple(rows), bounds, levels)
+    return FrontEnd(mean.astype(np.int32), half, native, importance, partition, tuple(rows), bounds, levels)
 
 
 class _Bits:
@@ -213,10 +241,10 @@ class _Bits:
 
 class Moments:
     """Products of bands' coefficients, of windows that come one by one; memory is (bands, bands) whatever their
-    number. `centre` (bands) is about the mean in DN: products are taken around it; `weights` (bands) multiply."""
+    number. `centre` (bands) is about the mean in DN: products are taken around it."""
 
-    def __init__(self, half: NDArray[np.bool_], centre: Doubles, weights: Floats) -> None:
-        self.half, self.centre, self.weights = half, np.rint(centre), weights
+    def __init__(self, half: NDArray[np.bool_], centre: Doubles) -> None:
+        self.half, self.centre = half, np.rint(centre)
         self._products = np.zeros((len(SUBBANDS), half.size, half.size))
         self._first = np.zeros(half.size)
         self._blocks = 0
@@ -238,18 +266,30 @@ class Moments:
         covariances = self._products / count
         covariances[0] -= np.outer(self._first, self._first) / count**2
         mean = self.centre + self._first / count / BLOCK
-        return Statistics(mean, self.half, self.weights, covariances * np.outer(self.weights, self.weights))
+        return Statistics(mean, self.half, covariances)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Moments of a lattice's samples: `mean` (bands) in DN; `covariances` (4, bands, bands) of weighted coefficients,
-    summed over each subband's channels."""
+    """Moments of a lattice's samples: `mean` (bands) in DN; `covariances` (4, bands, bands) of coefficients, weighted by
+    `native` and `importance`, summed over each subband's channels."""
 
     mean: Doubles
     half: NDArray[np.bool_]
-    weights: Floats
     covariances: Doubles
+    native: Floats | None = None
+    importance: NDArray[np.uint16] | None = None
+
+    def weighted(self, native: Floats, importance: Floats | None) -> Statistics:
+        """Of bands whose coefficients are multiplied by the lattice's weights and the user's (bands); given once."""
+        code = None if importance is None or bool((importance == 1).all()) else importance_code(importance)
+        weights = (native if code is None else native * importance_of(code)).astype(np.float64)
+        return Statistics(self.mean, self.half, self.covariances * np.outer(weights, weights), native, code)
+
+    @property
+    def deviations(self) -> Doubles:
+        """Standard deviation of each band's pixels, as weighted: (bands)."""
+        return np.sqrt(np.maximum(np.einsum("sbb->b", self.covariances), 0.0)) / BLOCK
 
     def _components(self, bands: list[int]) -> Doubles:
         """KLT of the subbands `bands` together: rows by falling variance."""
@@ -298,7 +338,8 @@ class Statistics:
         for band, own in enumerate(deviations):
             levels[: len(own), band] = [max(1, level_of(float(d), step)) for d in own]
         mean = np.rint(self.mean).astype(np.int32)
-        return FrontEnd(mean, self.half, self.weights, number, tuple(rows), tuple(bounds), levels), cut
+        native = np.ones(self.half.size, np.float32) if self.native is None else self.native
+        return FrontEnd(mean, self.half, native, self.importance, number, tuple(rows), tuple(bounds), levels), cut
 
     def _cost(self, option: FrontEnd, step: float, blocks: int) -> float:
         """Bits that planes and side chunk are expected to take."""
@@ -313,11 +354,10 @@ class Statistics:
         """Weighted squared error per lattice sample (DN squared) that the dropped planes leave."""
         total = 0.0
         for band, rows in enumerate(front_end.forward_rows):
-            at = subband(band)
             members = front_end.members(band)
-            whole = float(np.trace(self.covariances[band][np.ix_(members, members)]))
-            kept = float(self._variances(rows.astype(np.float64), band).sum()) * (at.stop - at.start)
-            total += max(0.0, whole - kept)
+            covariance = self.covariances[band][np.ix_(members, members)]
+            span, _ = np.linalg.qr(rows.T.astype(np.float64))  # quantised rows are not quite orthonormal
+            total += max(0.0, float(np.trace(covariance)) - float(np.einsum("bp,bc,cp->", span, covariance, span)))
         return total / (BLOCK * BLOCK * self.half.size)
 
 

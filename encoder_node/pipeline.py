@@ -29,6 +29,7 @@ from encoder_node.source import Source
 from encoder_node.spool import EncodedScene, Spool
 from encoder_node.target import Estimate, Target, rate_slope, search_step, step_of_quality
 from encoder_node.tiles import LatticeReader, NotRepeated, TilePixels, sample_windows
+from encoder_node.weights import band_weights, check_names
 
 TILE = 256
 RATE_TILES = 6
@@ -53,10 +54,12 @@ class _ChunkTooLarge(Exception):
 class _LatticeEncoder:
     """Encodes one lattice at one step into a spool."""
 
-    def __init__(self, reader: LatticeReader, encoder: PlaneEncoder) -> None:
+    def __init__(self, reader: LatticeReader, encoder: PlaneEncoder, weights: str) -> None:
         self.reader, self.encoder = reader, encoder
-        self.statistics = reader.statistics(reader.lattice.weights)
         lattice = reader.lattice
+        plain = reader.statistics()
+        importance = band_weights(weights, lattice.grid.bands, plain.deviations)
+        self.statistics = plain.weighted(lattice.weights, importance)
         self.blocks = -(-lattice.height // BLOCK) * -(-lattice.width // BLOCK)
 
     def _front_end(self, step: float) -> FrontEnd:
@@ -224,6 +227,7 @@ def encode_scene(
 ) -> EncodedScene:
     """Encode a scene. `progress(done, total)` counts tiles. Raises SceneError for input that cannot be taken."""
     validate(source.scene)
+    check_names(target.weights, [band for grid in source.scene.grids for band in grid.bands])
     resolutions = resolutions_of(source)
     try:
         return _encode(source, encoder, target, resolutions, spool_dir, progress)
@@ -244,7 +248,7 @@ def _encode(
         LatticeReader(source, lattice, number, TILE)
         for number, lattice in enumerate(lattices(scene, resolutions))
     ]
-    encoders = [_LatticeEncoder(reader, encoder) for reader in readers]
+    encoders = [_LatticeEncoder(reader, encoder, target.weights) for reader in readers]
     steps = _steps(target, scene, encoders)
     done, total = 0, sum(len(reader.tiles) for reader in readers)
 

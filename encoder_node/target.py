@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from downlink import limits
 from downlink.errors import SceneError
 from downlink.quality import PEAK_8_BIT, PEAK_REFLECTANCE, psnr_db
+from encoder_node.weights import EQUAL, parse
 
 DEFAULT_QUALITY = 50.0
 QUALITY_MIN, QUALITY_MAX = 0.0, 120.0
@@ -34,6 +35,8 @@ class Target:
     bits_per_sample: float | None = None
     psnr_db: float | None = None
     stream_bytes: int | None = None
+    weights: str = EQUAL
+    """How much each band's error counts (`encoder_node.weights`)."""
 
     def __post_init__(self) -> None:
         names = ("quality", "bits_per_sample", "psnr_db", "stream_bytes")
@@ -46,6 +49,7 @@ class Target:
             "psnr_db": (10.0, 90.0),
             "stream_bytes": (BUDGET_MIN, limits.SCENE_RAW_BYTES_MAX),
         }
+        parse(self.weights)
         for name in given:
             value, (low, high) = getattr(self, name), bounds[name]
             if not low <= value <= high:
@@ -77,13 +81,14 @@ class Target:
     @property
     def settings(self) -> dict[str, str | float]:
         """How the stream was asked for, as the manifest keeps it."""
+        asked: dict[str, str | float] = {} if self.weights == EQUAL else {"weights": self.weights}
         if self.bits_per_sample is not None:
-            return {"bits_per_sample": float(self.bits_per_sample)}
+            return asked | {"bits_per_sample": float(self.bits_per_sample)}
         if self.psnr_db is not None:
-            return {"psnr_db": float(self.psnr_db)}
+            return asked | {"psnr_db": float(self.psnr_db)}
         if self.stream_bytes is not None:
-            return {"stream_bytes": float(self.stream_bytes)}
-        return {"quality": float(DEFAULT_QUALITY if self.quality is None else self.quality)}
+            return asked | {"stream_bytes": float(self.stream_bytes)}
+        return asked | {"quality": float(DEFAULT_QUALITY if self.quality is None else self.quality)}
 
 
 @dataclass(frozen=True)

@@ -187,14 +187,14 @@ class LatticeReader:
         chosen = min(most, count)
         return sorted({round((i + 0.5) * count / chosen - 0.5) for i in range(chosen)})
 
-    def statistics(self, weights: Floats) -> Statistics:
-        """Moments over sample tiles, bands weighted; blocks without any valid pixel are left out."""
+    def statistics(self) -> Statistics:
+        """Moments over sample tiles; blocks without any valid pixel are left out."""
         moments: Moments | None = None
         bands = len(self.lattice.members)
         for number in self.sample_tiles(SAMPLE_WINDOWS):
             tile = self.one(number)
             if moments is None:
-                moments = Moments(self.lattice.half, self._means(tile), weights)
+                moments = Moments(self.lattice.half, self._means(tile))
             values = tile.coefficients(moments.centre.astype(np.float32))
             down, across = (-(-side // dct.BLOCK) for side in tile.tile.window[2:])
             values = values[:, :, :down, :across].reshape(bands, dct.CHANNELS, -1)

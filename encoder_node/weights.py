@@ -1,0 +1,73 @@
+"""How much each band's error counts, as the user says it.
+
+    equal               an error of one DN counts the same in every band: least mean squared error over all samples
+    balanced            an error counts relative to the band's own deviation in the scene: dark bands, such as the
+                        visible ones beside near infrared, keep as much of their contrast as bright ones
+    B04=4,B03=4,2=0.5   named bands (or numbers from 1) count so many times an error of one DN; others count once
+
+Weights are scaled so that the mean squared error over all bands stays about what the step promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from downlink.errors import SceneError
+from downlink.scene import Band
+
+EQUAL, BALANCED = "equal", "balanced"
+RANGE = 1 / 256, 256.0
+"""No band may count less, or more: beyond it another scene would be meant."""
+
+
+def parse(text: str) -> None:
+    """Refuse what can be no weights, before any scene is read."""
+    if text in (EQUAL, BALANCED):
+        return
+    for part in text.split(","):
+        _pair(part)
+
+
+def _pair(part: str) -> tuple[str, float]:
+    name, separator, value = part.strip().partition("=")
+    try:
+        weight = float(value)
+    except ValueError:
+        weight = 0.0
+    if not (separator and name and RANGE[0] <= weight <= RANGE[1]):
+        raise SceneError(
+            f"weights: {part.strip()!r} is not BAND=WEIGHT with a weight from 1/256 to 256; write equal, balanced, or "
+            "for example B04=4,B03=4"
+        )
+    return name, weight
+
+
+def band_weights(text: str, bands: Sequence[Band], deviations: NDArray[np.float64]) -> NDArray[np.float32] | None:
+    """Weights of a lattice's bands; None for equal ones. `deviations` (bands) are the bands' own, in DN."""
+    if text == EQUAL:
+        return None
+    if text == BALANCED:
+        loudest = max(float(deviations.max(initial=0.0)), 1e-6)
+        weights = loudest / np.maximum(deviations, loudest * RANGE[0])
+    else:
+        weights = np.ones(len(bands))
+        for name, weight in map(_pair, text.split(",")):
+            chosen = [i for i, band in enumerate(bands) if band.name == name]
+            if not chosen and name.isdigit() and 1 <= int(name) <= len(bands):
+                chosen = [int(name) - 1]
+            weights[chosen] = weight
+    return (weights * np.sqrt(np.mean(1 / weights**2))).astype(np.float32)
+
+
+def check_names(text: str, bands: Sequence[Band]) -> None:
+    """Refuse names that no band of the scene has."""
+    if text in (EQUAL, BALANCED):
+        return
+    known = {band.name for band in bands} | {str(number) for number in range(1, len(bands) + 1)}
+    for name, _ in map(_pair, text.split(",")):
+        if name not in known:
+            names = ", ".join(band.name or str(number) for number, band in enumerate(bands, 1))
+            raise SceneError(f"weights: the scene has no band {name!r}; it has {names}")
