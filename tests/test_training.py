@@ -13,16 +13,18 @@ torch = pytest.importorskip("torch", reason="pip install 'latent-downlink[traini
 
 from click.testing import CliRunner  # noqa: E402
 
-from downlink import context  # noqa: E402
 from downlink.bundle import Bundle  # noqa: E402
+from downlink.context import COMPAND_LIMIT, LEVEL_LIMIT  # noqa: E402
 from tests import scenes  # noqa: E402
+from training.check import check_exact  # noqa: E402
 from training.config import ConfigError, Model, Run, read_config  # noqa: E402
-from training.corpus import Batch, Picture, Sampler, spectral_basis  # noqa: E402
+from training.corpus import PARTITIONS, Batch, Picture, Sampler, coefficients, planes_of, subband_covariances  # noqa: E402
+from training.export import spec_of  # noqa: E402
 from training.integer import EXACT, FrozenIntegerConv, IntegerConv  # noqa: E402
-from training.model import HALO, PlaneCodec  # noqa: E402
+from training.model import ACTIVATION_LIMIT, PlaneCodec, Synthesis  # noqa: E402
 from training.objective import measure  # noqa: E402
 from training.rate import bits, deviation_of  # noqa: E402
-from training.warmstart import patch_basis  # noqa: E402
+from training.warmstart import relative_deviations  # noqa: E402
 
 SMALL = """
 name = "small"
@@ -32,9 +34,8 @@ crop = 64
 planes_per_step = 8
 validation_share = 0.3
 [model]
-encoder_width = 16
 hyper_width = 16
-prior_widths = [8, 8, 16]
+prior_widths = [8, 8, 8, 16]
 prior_features = 8
 decoder_width = 16
 decoder_blocks = 1
@@ -47,8 +48,9 @@ warmup_steps = 5
 
 def made_picture(seed: int, bands: int = 4) -> Picture:
     pixels = scenes.pixels(seed, bands, 128, 128, nodata=None)
-    flat = pixels.reshape(bands, -1).astype(np.float64)
-    return Picture(f"made{seed}__.tif", f"made{seed}", pixels, 10000.0, flat.mean(axis=1), np.cov(flat))
+    mean, factors = pixels.reshape(bands, -1).mean(axis=1), np.ones(bands, np.int64)
+    covariances = subband_covariances(coefficients(pixels.astype(np.float32), mean, factors))
+    return Picture(f"made{seed}__.tif", f"made{seed}", pixels, 10000.0, mean, factors, covariances)
 
 
 @pytest.fixture(scope="module")
@@ -116,59 +118,78 @@ def test_bits_are_those_of_the_density_and_never_infinite():
     assert deviation_of(torch.tensor(5.0)) / deviation_of(torch.tensor(1.0)) == pytest.approx(2.0)
 
 
-def test_contexts_are_those_of_the_nodes():
+def test_no_sum_in_the_prior_can_leave_exact_floats():
+    """Whatever training does to the weights: integers within +-127 and the widths of the default model."""
     codec = PlaneCodec(Model())
-    symbols = np.random.default_rng(0).integers(-300, 300, (2, 3, 64, 4, 4)).astype(np.int32)
-    own, before, energy = codec.contexts(torch.from_numpy(symbols.reshape(6, 64, 4, 4)).float(), 3)
-    for crop in range(2):
-        expected_energy = np.zeros((64, 4, 4), np.int16)
-        expected_before = np.zeros((64, 4, 4), np.int16)
-        for plane in range(3):
-            at = crop * 3 + plane
-            companded = context.compand(symbols[crop, plane])
-            assert (own[at].numpy() == companded).all()
-            assert (before[at].numpy() == expected_before).all()
-            assert (energy[at].numpy() == expected_energy).all()
-            expected_energy, expected_before = context.next_energy(expected_energy, companded), companded
+    with torch.no_grad():
+        for name, weight in codec.prior.named_parameters():
+            if name.endswith("weight"):
+                weight.fill_(100.0)
+    assert check_exact(codec) < 1.0
+    assert max(COMPAND_LIMIT, LEVEL_LIMIT) <= ACTIVATION_LIMIT  # what check_exact takes for granted
+    with torch.no_grad():
+        codec.prior.subbands[1].head.bias.fill_(1e9)
+    with pytest.raises(ConfigError, match="sums may reach"):
+        check_exact(codec)
 
 
-def test_the_prior_sees_nothing_of_what_is_not_decoded_yet():
+def test_the_synthesis_starts_as_the_identity_and_sees_no_further_than_its_halo():
     torch.manual_seed(0)
-    codec = PlaneCodec(Model()).eval()
-    hyper = torch.randint(-5, 6, (1, 8, 2, 2)).float()
-    level = torch.full((1, 1, 1, 1), 40.0)
-    known = [torch.randint(-60, 60, (1, 64, 8, 8)).float() for _ in range(3)]
-    start = 0
-    for end in codec.config.groups:
-        others = [tensor.clone() for tensor in known]
-        others[0][:, start:] = 99.0  # own symbols of this and later groups
-        others[1][:, end:] = -99.0  # the plane before, later groups
-        others[2][:, end:] = 77.0
-        for one, two in zip(codec.prior(hyper, *known, level), codec.prior(hyper, *others, level), strict=True):
-            assert (one[:, start:end] == two[:, start:end]).all()
-        start = end
+    codec = PlaneCodec(Model(decoder_width=8))
+    values, before = torch.randn(2, 1, 64, 21, 21).mul(20).unbind()
+    level = torch.full((1, 4, 1, 1), 40.0)
+    assert (codec.synthesis(values, before, level) == values).all()
+    synthesis: Synthesis = codec.synthesis
+    torch.nn.init.normal_(synthesis.correct.weight)
+    halo = spec_of(codec, 8.66, ()).decoder_halo
+    with torch.no_grad():
+        clean = synthesis(values, before, level)
+        values[:, :, 10, 10] += 50
+        changed = (synthesis(values, before, level) != clean).any(dim=1)[0]
+    places = changed.nonzero()
+    assert int((places - 10).abs().max()) == halo
+    assert synthesis(values, before, torch.tensor([40.0, 40.0, 0.0, 40.0]).view(1, 4, 1, 1))[:, 4:16].equal(
+        values[:, 4:16]
+    )
+
+
+def batch_of(picture: Picture, step: float, side: int = 128) -> Batch:
+    pixels = picture.pixels[:, :side, :side].astype(np.float32)
+    values = coefficients(pixels, picture.mean, picture.factors)
+    parts = planes_of(values, picture.covariances, picture.factors, PARTITIONS[-1], step)
+    return Batch(*(torch.from_numpy(part[None]) for part in parts))
 
 
 def test_the_warm_start_is_already_a_transform_codec():
-    """PCA basis orthonormal, and at a fine step the error is that of a uniform quantiser: 1/12 of a step squared."""
-    run = Run(corpus=read_small().corpus)
-    sampler = Sampler([made_picture(seed) for seed in range(3)], run, HALO, 1)
-    codec = PlaneCodec(Model())
-    basis, deviation = patch_basis(sampler, 4)
-    codec.start_from(basis, deviation)
-    flat = basis.reshape(64, 64)
-    assert torch.allclose(flat @ flat.T, torch.eye(64), atol=1e-4)
-    assert deviation[0] > 3 * deviation[20]
+    """At a fine step the error is about that of a uniform quantiser, 1/12 of a step squared, and the rate falls by a
+    bit for each doubling of the step; indices that start from deviations cost less than ones that do not."""
+    run = read_small()
+    sampler = Sampler([made_picture(seed) for seed in range(3)], run, 1)
+    torch.manual_seed(0)
+    blank = PlaneCodec(Model()).eval()
+    codec = PlaneCodec(Model()).eval()
+    root, latent = relative_deviations(sampler, 4)
+    assert (root.shape, latent.shape) == ((16,), (64,))
+    assert root[0] > 2 * root[15]
+    assert latent[1] > 1.2 * latent[3]
+    codec.prior.seed(root, latent)
     picture = made_picture(9)
-    rows, variances = spectral_basis(picture.covariance)
-    planes = np.tensordot(rows, picture.pixels.astype(np.float32) - picture.mean[:, None, None], axes=1).astype(
-        np.float32
-    )
-    levels = [context.level_of(float(v) ** 0.5, 4.0) for v in variances]
-    batch = Batch(torch.from_numpy(planes[None, :, :80, :80] / 4.0), torch.tensor([levels], dtype=torch.float32))
     with torch.no_grad():
-        outcome = measure(codec.eval(), batch, False, 8.66)
-    assert float(outcome.error[0]) == pytest.approx(1 / 12, rel=0.1)
+        fine, coarse = (measure(codec, batch_of(picture, step), False, run.trade) for step in (1.0, 2.0))
+        unseeded = measure(blank, batch_of(picture, 1.0), False, run.trade)
+    assert float(fine.error[0]) == pytest.approx(1 / 12, rel=0.1)
+    assert float(fine.error[0]) == pytest.approx(float(fine.rounding[0]), rel=1e-4)
+    assert float(fine.rate[0] - coarse.rate[0]) == pytest.approx(1.0, abs=0.15)
+    assert float(fine.rate[0]) < float(unseeded.rate[0])
+
+
+def test_a_batch_of_one_plane_costs_nothing_where_nothing_is_sent():
+    batch = batch_of(made_picture(2), 1e7)
+    assert not batch.levels.any()
+    with torch.no_grad():
+        outcome = measure(PlaneCodec(read_small().model).eval(), batch, False, 8.66)
+    assert float(outcome.rate[0]) == 0.0
+    assert float(outcome.error[0]) == 0.0
 
 
 def read_small() -> Run:
