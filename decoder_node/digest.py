@@ -3,8 +3,8 @@
     python -m decoder_node.digest scene.dl > here.json        and on the other machine the same; then compare `grids`
 
 For a grid coded by `planes` the hash is over its symbols, which the entropy decoder and the integer prior give: SHA-256
-of, for every tile in order, the hyper-latents, then the latents, as little-endian int32 in C order (planes, channels,
-rows, columns); symbols of chunks that are not there are zeros. Its pixels come from floats and may differ between
+of, for every tile in order, the hyper-latents, the root, then the latents (their channel 0 is zeros), as little-endian
+int32 in C order (planes, channels, rows, columns); symbols of chunks that are not there are zeros. Its pixels come from floats and may differ between
 machines in the last bit. Every other method promises its pixels, so for those the hash is over them: row of tiles by
 row of tiles, (bands, rows, width) in C order, little-endian.
 
@@ -25,11 +25,13 @@ from typing import Any
 import click
 import numpy as np
 
-from decoder_node.decoder import PlaneDecoder, decode_rows
+from decoder_node.compose import decode_rows
+from decoder_node.decoder import PlaneDecoder
 from downlink.bundle import find_id
 from downlink.chunk import ChunkKey, Kind
 from downlink.errors import BundleError, DownlinkError
-from downlink.latent import TileCode, TileSymbols, decode_tiles
+from downlink.dct import BLOCK
+from downlink.latent import ReceivedTile, TileCode, decode_tiles
 from downlink.manifest import Manifest
 from downlink.plane import unpack_front_end
 from downlink.stream import StreamReader
@@ -37,27 +39,27 @@ from downlink.stream import StreamReader
 Chunk = Callable[[int], bytes | None]
 
 
-def tile_symbols(manifest: Manifest, chunk: Chunk, decoder: PlaneDecoder, grid: int) -> Iterator[TileSymbols]:
-    """The symbols of every tile of a grid coded by `planes`, in order; none if its side chunk is not there.
+def tile_symbols(manifest: Manifest, chunk: Chunk, decoder: PlaneDecoder, number: int) -> Iterator[ReceivedTile]:
+    """The symbols of every tile of a lattice coded by `planes`, in order; none if its side chunk is not there.
 
     `chunk` is as for `decode_rows`.
     """
-    layout, coding = manifest.layout(), manifest.codings[grid]
-    side = chunk(layout.index(ChunkKey(Kind.SIDE, grid=grid)))
+    layout, coding, lattice = manifest.layout(), manifest.codings[number], manifest.lattices()[number]
+    side = chunk(layout.index(ChunkKey(Kind.SIDE, grid=number)))
     if side is None:
         return
-    front_end = unpack_front_end(side, len(manifest.scene.grids[grid].bands), coding.planes)
-    code = TileCode(decoder.spec, decoder.tables, front_end.levels, coding.planes_per_chunk)
-    for number, tile in enumerate(layout.tiles(grid)):
+    front_end = unpack_front_end(side, lattice.half, lattice.weights, coding.planes)
+    code = TileCode(decoder.spec, decoder.tables, front_end.levels, front_end.turn, coding.planes_per_chunk)
+    for index, tile in enumerate(layout.tiles(number)):
         chunks = {}
-        for index in layout.latents_of(grid, number):
-            key, payload = layout.key(index), chunk(index)
+        for at in layout.latents_of(number, index):
+            key, payload = layout.key(at), chunk(at)
             if payload is not None:
                 chunks[key.group, key.block] = payload
-        height, width = (px // decoder.spec.patch for px in tile.coded)
-        symbols = TileSymbols(code, height, width, chunks)
-        decode_tiles([symbols], decoder.prior)
-        yield symbols
+        height, width = (px // BLOCK for px in tile.coded)
+        received = ReceivedTile(code, height, width, chunks)
+        decode_tiles([received], decoder.prior)
+        yield received
 
 
 def grid_digests(manifest: Manifest, chunk: Chunk, decoder: PlaneDecoder) -> list[dict[str, Any]]:
@@ -84,8 +86,9 @@ def grid_digests(manifest: Manifest, chunk: Chunk, decoder: PlaneDecoder) -> lis
 
 def _symbols(manifest: Manifest, chunk: Chunk, decoder: PlaneDecoder, grid: int) -> Iterator[np.ndarray[Any, Any]]:
     for tile in tile_symbols(manifest, chunk, decoder, grid):
-        yield tile.hyper
-        yield tile.latent
+        yield tile.symbols.hyper
+        yield tile.symbols.root
+        yield tile.symbols.latent
 
 
 def _pixels(manifest: Manifest, chunk: Chunk, decoder: PlaneDecoder, grid: int) -> Iterator[np.ndarray[Any, Any]]:

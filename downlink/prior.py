@@ -72,11 +72,11 @@ class Prior:
     """The networks of one bundle, behind `run`."""
 
     def __init__(self, run: Run) -> None:
-        self._run = run
+        self.run = run
 
     def features(self, hyper: Symbols) -> Features:
         """Of hyper-latents (n, hyper_latents, h/4, w/4)."""
-        return Features(*self._run(FEATURES, {"hyper": hyper.astype(np.float32)}))
+        return Features(*self.run(FEATURES, {"hyper": hyper.astype(np.float32)}))
 
     def known(self, features: Features, levels: NDArray[np.uint8], context: Context) -> tuple[Floats, Symbols | None]:
         """The network's input (n, K, h, w), and what neighbours predict in eighths, (n, predicted channels, h, w), if
@@ -112,7 +112,7 @@ class Prior:
 
     def expect(self, number: int, known: Floats, predicted: Symbols | None, channels: int) -> Expected:
         """Run the network of subband `number`, which has so many channels, on any fields: (n, K, h, w)."""
-        (out,) = self._run(GRAPHS[number], {"known": known})
+        (out,) = self.run(GRAPHS[number], {"known": known})
         index = out[:, :channels].astype(np.uint8)
         mean = np.zeros(index.shape, np.int32)
         count = MEANS[number]

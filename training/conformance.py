@@ -27,9 +27,11 @@ from numpy.typing import NDArray
 
 from decoder_node.decoder import PlaneDecoder
 from downlink.bundle import Bundle
-from downlink.context import LEVEL_LIMIT, LEVEL_ZERO, LEVELS_PER_OCTAVE
+from downlink.context import LEVEL_LIMIT, LEVEL_ZERO, LEVELS_PER_OCTAVE, ROTATION_SHIFT
 from downlink.errors import BundleError
-from downlink.latent import Prior, Symbols, TileCode, TileSymbols, decode_tiles, encode_tile
+from downlink.dct import CHANNELS, ROOT, ROOT_CHANNELS, SUBBANDS
+from downlink.latent import ReceivedTile, TileCode, TileSymbols, decode_tiles, encode_tile
+from downlink.prior import Prior, Run
 from downlink.selftest import draw
 from downlink.spec import PlaneSpec
 from encoder_node.encoder import PlaneEncoder
@@ -43,8 +45,8 @@ SIDE: Final = 32
 LEVELS: Final = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
 OCTAVES_MAX: Final = 15
 TURNS: Final = 3
-"""A symbol's prior is asked for once when it is coded and once per layer when it is decoded: 4 times with 3 layers. So
-a third of the settings at a time is enough for each setting to answer for more symbols than there are."""
+"""A symbol's prior is asked for once when it is coded and once when it is decoded, its features once each: a third of the
+settings at a time is enough for each setting to answer for many symbols."""
 
 
 class Setting(NamedTuple):
@@ -78,76 +80,80 @@ def decoder_in(bundle: Bundle, setting: Setting) -> PlaneDecoder:
     """The ground's decoder, its sessions in this setting."""
     with _optimised(setting.optimisation):
         decoder = PlaneDecoder(bundle, setting.threads)
-    made = [value for value in vars(decoder).values() if isinstance(value, onnxruntime.InferenceSession)]
+    held = [*vars(decoder).values(), *(v for d in vars(decoder).values() if isinstance(d, dict) for v in d.values())]
+    made = [value for value in held if isinstance(value, onnxruntime.InferenceSession)]
     found = {session.get_session_options().graph_optimization_level.name for session in made}
     if found != {setting.optimisation}:
         raise RuntimeError(f"sessions were asked for {setting.optimisation} and run at {found or 'no level at all'}")
     return decoder
 
 
-class Tile(NamedTuple):
-    """Symbols of one made-up tile: `latent` (planes, latents, h, w), `hyper` (planes, hyper_latents, h/4, w/4)."""
-
-    latent: Symbols
-    hyper: Symbols
-
-
 def drawn_levels(seed: int, planes: int) -> NDArray[np.uint8]:
-    """A level per plane, silent to loud, few so loud that no scene has them."""
-    first, second = (draw(seed, 2 * planes) % np.uint64(LEVEL_LIMIT + 1)).reshape(2, planes)
-    return np.minimum(first, second).astype(np.uint8)
+    """Levels (planes, 4), silent to loud, few so loud that no scene has them; every subband is sent."""
+    first, second = (draw(seed, 2 * planes * len(SUBBANDS)) % np.uint64(LEVEL_LIMIT)).reshape(2, planes, len(SUBBANDS))
+    return (1 + np.minimum(first, second)).astype(np.uint8)
 
 
-def drawn_tile(spec: PlaneSpec, levels: NDArray[np.uint8], seed: int, side: int = SIDE, reach: int = 4) -> Tile:
-    """Symbols about as large as planes of these levels have, falling with the channel's number; hyper-latents within
-    `reach`. Integers alone make them, so they are the same on every machine."""
-    planes = levels.size
-    shape = (planes, spec.latents, side, side)
-    octaves = (levels.astype(np.int64)[:, None] - LEVEL_ZERO) // LEVELS_PER_OCTAVE
-    octaves = octaves - np.arange(spec.latents) * 8 // spec.latents
-    octaves += (draw(seed + 1, octaves.size) % np.uint64(3)).astype(np.int64).reshape(octaves.shape) - 1
-    bits = np.clip(octaves, 0, OCTAVES_MAX)[:, :, None, None]
-    random = draw(seed + 2, int(np.prod(shape))).view(np.int64).reshape(shape)
-    magnitude = random & (random >> 16) & ((1 << bits) - 1)  # small ones more often, as in nature
-    latent = np.where(random < 0, -magnitude, magnitude).astype(np.int32)
-    low = side // spec.hyper
+def drawn_turn(seed: int, planes: int) -> NDArray[np.int64]:
+    """How subband 1's planes see those of subband 0, in 1/64."""
+    unit = 1 << ROTATION_SHIFT
+    return (draw(seed + 4, planes * planes) % np.uint64(2 * unit + 1)).astype(np.int64).reshape(planes, planes) - unit
+
+
+def drawn_tile(spec: PlaneSpec, levels: NDArray[np.uint8], seed: int, side: int = SIDE, reach: int = 4) -> TileSymbols:
+    """Symbols about as large as planes of these levels have; hyper-latents within `reach`. Integers alone make them, so
+    they are the same on every machine."""
+    planes, low = len(levels), side // spec.hyper
+    octaves = np.repeat(levels.astype(np.int64), np.diff((0, *SUBBANDS)), axis=1) - LEVEL_ZERO
+    latent = _drawn(seed + 1, octaves // LEVELS_PER_OCTAVE, side)
+    latent[:, 0] = 0
+    root = _drawn(seed + 5, np.repeat(octaves[:, :1], ROOT_CHANNELS, axis=1) // LEVELS_PER_OCTAVE, side // ROOT)
     wide = draw(seed + 3, planes * spec.hyper_latents * low * low).reshape(planes, spec.hyper_latents, low, low)
     hyper = (wide % np.uint64(2 * reach + 1)).astype(np.int32) - np.int32(reach)
-    return Tile(latent, hyper)
+    return TileSymbols(root, latent, hyper)
+
+
+def _drawn(seed: int, octaves: NDArray[np.int64], side: int) -> NDArray[np.int32]:
+    """Symbols (planes, channels, side, side) with about so many bits in each channel (planes, channels)."""
+    shape = (*octaves.shape, side, side)
+    octaves = octaves + (draw(seed, octaves.size) % np.uint64(3)).astype(np.int64).reshape(octaves.shape) - 1
+    bits = np.clip(octaves, 0, OCTAVES_MAX)[:, :, None, None]
+    random = draw(seed + 1, int(np.prod(shape))).view(np.int64).reshape(shape)
+    magnitude = random & (random >> 16) & ((1 << bits) - 1)  # small ones more often, as in nature
+    return np.where(random < 0, -magnitude, magnitude).astype(np.int32)
 
 
 @dataclass
 class Witness:
-    """A prior in some setting: how many symbols it was asked for, and for how many it answered otherwise than the
-    first, in index or mean."""
+    """The prior's graphs in some setting: how many numbers they gave, and how many of them otherwise than the first."""
 
-    prior: Prior
+    run: Run
     answers: int = 0
     differing: int = 0
 
 
 @dataclass
 class Witnesses:
-    """One prior that asks several: the first one's answer is given, the others' are compared with it."""
+    """Graphs that ask several: the first one's answer is given, the others' are compared with it."""
 
-    first: Prior
+    first: Run
     others: list[Witness]
     answers: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
     calls: int = 0
 
-    def prior(self, *contexts: Any) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        """`downlink.latent.Prior`, whatever its contexts are."""
-        index, mean = self.first(*contexts)
+    def run(self, name: str, inputs: dict[str, Any]) -> list[Any]:
+        """`downlink.prior.Run`, whatever the graph is."""
+        outputs = self.first(name, inputs)
         for other in self.others[self.calls % TURNS :: TURNS]:
-            its_index, its_mean = other.prior(*contexts)
-            other.answers += index.size
-            other.differing += int(np.count_nonzero((its_index != index) | (its_mean != mean)))
+            for mine, its in zip(outputs, other.run(name, inputs), strict=True):
+                other.answers += mine.size
+                other.differing += int(np.count_nonzero(mine != its))
         self.calls += 1
-        self.answers += index.size
-        self.digest.update(index.astype(np.uint8).tobytes())
-        self.digest.update(mean.astype("<i4").tobytes())
-        return index, mean
+        for output in outputs:
+            self.answers += output.size
+            self.digest.update(output.astype("<i4").tobytes())
+        return outputs
 
 
 def prove(
@@ -162,27 +168,30 @@ def prove(
         raise BundleError(f"bundle {bundle.name} at {bundle.folder} is one half; give the whole bundle, both nodes run")
     began = time.perf_counter()
     encoder = PlaneEncoder(bundle)
-    others = [Witness(decoder_in(bundle, setting).prior) for setting in settings]
-    witnesses = Witnesses(encoder.prior, others)
+    others = [Witness(decoder_in(bundle, setting).prior.run) for setting in settings]
+    witnesses = Witnesses(encoder.prior.run, others)
+    prior = Prior(witnesses.run)
     coded = batch = size = returned = 0
     while coded < symbols:
         own_seed = seed + 1000 * batch
         levels = drawn_levels(own_seed, PLANES)
-        code = TileCode(encoder.spec, encoder.tables, levels, PLANES)
+        code = TileCode(encoder.spec, encoder.tables, levels, drawn_turn(own_seed, PLANES), PLANES)
         # Wild hyper-latents make the prior guess badly: symbols escape by the thousand, which is slow, so only at times.
         reach = encoder.spec.hyper_limit if batch % 16 == 0 else min(4, encoder.spec.hyper_limit)
         tiles = [drawn_tile(encoder.spec, levels, own_seed + 10 * number, side, reach) for number in range(TILES)]
         found = []
         for tile in tiles:
-            payloads = encode_tile(code, tile.latent, tile.hyper, witnesses.prior)
-            found.append(TileSymbols(code, side, side, payloads))
+            payloads = encode_tile(code, tile, prior)
+            found.append(ReceivedTile(code, side, side, payloads))
             size += sum(map(len, payloads.values()))
-        decode_tiles(found, witnesses.prior)
+        decode_tiles(found, prior)
         for tile, again in zip(tiles, found, strict=True):
-            same = np.array_equal(again.latent, tile.latent) and np.array_equal(again.hyper, tile.hyper)
-            returned += tile.latent.size if same else 0
-            coded += tile.latent.size
-            witnesses.digest.update(again.latent.astype("<i4").tobytes())
+            count = sum(part.size for part in tile) - tile.latent[:, 0].size
+            same = all(np.array_equal(a, b) for a, b in zip(again.symbols, tile, strict=True))
+            returned += count if same else 0
+            coded += count
+            for part in again.symbols:
+                witnesses.digest.update(part.astype("<i4").tobytes())
         batch += 1
     rows = [
         {**setting._asdict(), "answers": other.answers, "differing": other.differing}
