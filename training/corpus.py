@@ -167,7 +167,11 @@ Planes = tuple[Pixels, NDArray[np.float32], NDArray[np.float32]]
 
 
 def planes_of(
-    values: Pixels, covariances: NDArray[np.float64], factors: NDArray[np.int64], partition: tuple[int, ...], step: float
+    values: Pixels,
+    covariances: NDArray[np.float64],
+    factors: NDArray[np.int64],
+    partition: tuple[int, ...],
+    step: float,
 ) -> Planes:
     """Bands' coefficients -> planes' in steps, levels (planes, 4) and turn (planes, planes): what the front end does
     on board."""
@@ -245,8 +249,9 @@ class Sampler:
         up = torch.nn.functional.interpolate(
             coarse, scale_factor=factor, mode=kernel, **({} if kernel == "nearest" else {"align_corners": False})
         )
+        back = torch.roll(up[0, :, : crop.shape[1], : crop.shape[2]], (-phase, -phase), dims=(1, 2))
         out = crop.copy()
-        out[chosen] = np.round(up[0, :, : crop.shape[1], : crop.shape[2]].numpy())
+        out[chosen] = np.round(back.numpy())
         doubled = kernel == "nearest" and factor == 2 and phase == 0
         return out, np.where(chosen, 2 if doubled else 1, factors)
 
