@@ -211,8 +211,8 @@ class Ledger:
     # --- receiving ---
 
     def begin(self, scene_id: str, manifest: Manifest, packed: bytes, priority: int, size: int, node: str = "") -> None:
-        """A scene is offered for the first time, or again after it was quarantined on its way in. It belongs to the node
-        that has offered it first, for ever."""
+        """A scene is offered for the first time, or again after it was quarantined on its way in. It belongs to the
+        node that has offered it first, for ever."""
         values = (scene_id, manifest.scene.name, priority, packed, manifest.chunk_count, size, time.time(), node)
         with self._guarded(), self._transaction():
             self._db.execute(

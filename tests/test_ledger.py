@@ -181,7 +181,7 @@ def test_a_folder_without_a_ledger_is_refused(tmp_path: Path) -> None:
 def test_a_ledger_of_a_later_program_is_refused(tmp_path: Path, ledger: Ledger) -> None:
     ledger._db.execute("PRAGMA user_version = 9")
     ledger.close()
-    with pytest.raises(LedgerError, match="version 9, this program knows 1"):
+    with pytest.raises(LedgerError, match="version 9, this program knows 2"):
         Ledger(tmp_path)
 
 
