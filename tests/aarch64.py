@@ -107,7 +107,7 @@ class Rig:
         root = self.folder / "root"
         return [qemu, "-L", str(root), str(root / "usr/bin/python3.11")]
 
-    def run(self, arguments: Sequence[str | Path], limit_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(self, arguments: Sequence[str | Path], limit_s: float = 400) -> subprocess.CompletedProcess[str]:
         """`python ARGUMENTS...` there, with our checkout on its path. Files are this machine's own."""
         environment = {
             "PATH": os.environ.get("PATH", ""),

@@ -57,6 +57,23 @@ def read(path: Path) -> tuple[list[dict[str, Any]], np.ndarray[Any, Any]]:
         return grid_digests(reader.manifest, reader.chunk, decoder), np.concatenate(rows, axis=1)
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the rig is for x86-64")
+def test_a_machine_that_cannot_have_the_rig_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOWNLINK_CACHE", str(tmp_path))
+    with pytest.raises(NoRig, match=rf"no aarch64 rig at {tmp_path}/.*; fetch it with: make rig"):
+        Rig.find()
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(NoRig, match="apt-get is not on this machine"):
+        Rig.fetch()
+    failing = tmp_path / "apt-get"
+    failing.write_text("#!/bin/sh\necho E: nothing answers >&2\nexit 100\n")
+    failing.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NoRig, match="apt-get failed: E: nothing answers"):
+        Rig.fetch()
+    assert list(tmp_path.joinpath("latent-downlink").iterdir()) == []  # half a rig is none
+
+
 def test_the_machine_there_is_another(rig: Rig) -> None:
     assert platform.machine() == "x86_64"
     assert there(rig, "-c", "import platform; print(platform.machine())") == "aarch64\n"

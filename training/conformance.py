@@ -95,7 +95,7 @@ class Tile(NamedTuple):
 def drawn_levels(seed: int, planes: int) -> NDArray[np.uint8]:
     """A level per plane, silent to loud, few so loud that no scene has them."""
     first, second = (draw(seed, 2 * planes) % np.uint64(LEVEL_LIMIT + 1)).reshape(2, planes)
-    return np.minimum(first, second).astype(np.uint8)
+    return np.asarray(np.minimum(first, second), np.uint8)
 
 
 def drawn_tile(spec: PlaneSpec, levels: NDArray[np.uint8], seed: int, side: int = SIDE, reach: int = 4) -> Tile:
