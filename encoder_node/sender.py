@@ -242,6 +242,8 @@ class _Stream:
     async def _listen(self) -> None:
         contact, sender = self._contact, self._sender
         while (message := await self._call.read()) is not grpc.aio.EOF:
+            if message is None:  # gRPC's word for bytes that are no message
+                raise LinkError("the ground's last message cannot be read: it was damaged on its way")
             frame = ground_frame(message)
             if frame is not None:
                 await sender.disk(partial(contact.hear, frame, time.monotonic()))
