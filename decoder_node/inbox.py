@@ -63,9 +63,16 @@ class Inbox:
         return self._parts / f"{checked(scene_id)}.part"
 
     def open(self, offered: Incoming, priority: int, node: str = "") -> Incoming | SceneState:
-        """Take a scene in, or say how far it is: the answer to `Open`. A new scene belongs to `node`."""
+        """Take a scene in, or say how far it is: the answer to `Open`.
+
+        A new scene belongs to `node`. One that belongs to another is refused, whatever its state: no node can read or
+        write for another.
+        """
         scene_id = offered.scene_id
         entry = self._ledger.find(scene_id)
+        if entry is not None and entry.node not in ("", node):
+            reason = f"scene {scene_id[:12]}… belongs to another node, which has offered it first"
+            return SceneState(scene_id, State.REFUSED, (), Refusal(RefusalCode.FORBIDDEN, reason))
         if entry is not None and entry.durable_at is not None:
             return SceneState(scene_id, State.DURABLE)
         if known := self._open.get(scene_id):
