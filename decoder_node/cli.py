@@ -225,10 +225,16 @@ async def _serve(
             log.warning("anybody who reaches this address can send scenes as any node", extra={"listen": address})
         facts = {"listen": address, "tls": tls is not None, "archive": str(archive), "workers": count}
         log.info("listening", extra=facts)
-        await stop.wait()
+        stopping, failing = asyncio.create_task(stop.wait()), asyncio.create_task(receiver.failed())
+        await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
+        error = failing.exception() if failing.done() else None
+        for task in (stopping, failing):
+            task.cancel()
         log.info("stopping")
         await asyncio.gather(receiver.stop(), workers.stop())
         log.info("stopped")
+        if error is not None:
+            raise error
     finally:
         disk.shutdown(wait=True)
         ledger.close()

@@ -15,17 +15,15 @@ passes through: nothing was promised then. All methods but `verify` belong to on
 from __future__ import annotations
 
 import errno
-import os
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from decoder_node.durable import sync_folder
+from decoder_node.disk import Disk
 from decoder_node.ledger import KEPT, Ledger
 from downlink.action import Arrival
 from downlink.checksum import crc32c
@@ -44,16 +42,19 @@ RETRY_S: Final = 60  # when the disk is full
 class Inbox:
     """The store behind `GroundSession`."""
 
-    def __init__(self, archive: Path, ledger: Ledger, *, free_bytes_min: int = FREE_BYTES_MIN) -> None:
+    def __init__(
+        self, archive: Path, ledger: Ledger, *, disk: Disk | None = None, free_bytes_min: int = FREE_BYTES_MIN
+    ) -> None:
         self._ledger = ledger
+        self._disk = disk or Disk()
         self._parts = archive / "inbox"
         self._streams = archive / "streams"
         self._free_bytes_min = free_bytes_min
         # Streams that carry the same scene share one picture of it.
         self._open: WeakValueDictionary[str, Incoming] = WeakValueDictionary()
         for folder in (self._parts, self._streams):
-            folder.mkdir(parents=True, exist_ok=True)
-        sync_folder(archive)
+            self._disk.make_folder(folder)
+        self._disk.sync_folder(archive)
 
     def stream_path(self, scene_id: str) -> Path:
         return self._streams / f"{checked(scene_id)}.dl"
@@ -61,27 +62,34 @@ class Inbox:
     def part_path(self, scene_id: str) -> Path:
         return self._parts / f"{checked(scene_id)}.part"
 
-    def open(self, offered: Incoming, priority: int) -> Incoming | SceneState:
-        """Take a scene in, or say how far it is: the answer to `Open`."""
+    def open(self, offered: Incoming, priority: int, node: str = "") -> Incoming | SceneState:
+        """Take a scene in, or say how far it is: the answer to `Open`.
+
+        A new scene belongs to `node`. One that belongs to another is refused, whatever its state: no node can read or
+        write for another.
+        """
         scene_id = offered.scene_id
         entry = self._ledger.find(scene_id)
+        if entry is not None and entry.node not in ("", node):
+            reason = f"scene {scene_id[:12]}… belongs to another node, which has offered it first"
+            return SceneState(scene_id, State.REFUSED, (), Refusal(RefusalCode.FORBIDDEN, reason))
         if entry is not None and entry.durable_at is not None:
             return SceneState(scene_id, State.DURABLE)
         if known := self._open.get(scene_id):
             return known
         size = len(head(offered.packed)) + offered.manifest.payload_bytes
-        free = shutil.disk_usage(self._parts).free
+        free = self._disk.free_bytes(self._parts)
         if free < offered.manifest.payload_bytes + self._free_bytes_min:
             reason = f"the scene needs {offered.manifest.payload_bytes} bytes, and the ground's disk has {free} left"
             return SceneState(scene_id, State.REFUSED, (), Refusal(RefusalCode.EXHAUSTED, reason, RETRY_S))
-        if entry is not None and entry.state == "receiving" and self.part_path(scene_id).exists():
+        if entry is not None and entry.state == "receiving" and self._disk.exists(self.part_path(scene_id)):
             self._restore(offered)
         else:
             if entry is not None:
                 self._ledger.correct(scene_id, ())
-            _write_header(self.part_path(scene_id), offered.packed, "wb")
-            sync_folder(self._parts)
-            self._ledger.begin(scene_id, offered.manifest, offered.packed, priority, size)
+            self._write_header(offered, create=True)
+            self._disk.sync_folder(self._parts)
+            self._ledger.begin(scene_id, offered.manifest, offered.packed, priority, size, node)
         self._open[scene_id] = offered
         return offered
 
@@ -94,11 +102,11 @@ class Inbox:
         for scene_id, group in by_scene.items():
             if self._ledger.settled(scene_id):
                 continue  # another stream was faster: all of it is on disk already
-            with self.part_path(scene_id).open("r+b") as file:
+            with self._disk.write(self.part_path(scene_id)) as file:
                 start = len(head(group[0].incoming.packed))
                 for arrival in group:
-                    _write_at(file.fileno(), arrival.content, start + arrival.incoming.span(arrival.index)[0])
-                os.fdatasync(file.fileno())
+                    file.write_at(arrival.content, start + arrival.incoming.span(arrival.index)[0])
+                file.sync()
             written += [(scene_id, item) for item in runs_of(arrival.index for arrival in group)]
         if written:
             self._ledger.commit(written)
@@ -106,7 +114,7 @@ class Inbox:
     def verify(self, incoming: Incoming) -> StreamError | None:
         """Read the whole scene back; what is wrong with it, or None. May run in any thread."""
         try:
-            with self.part_path(incoming.scene_id).open("rb") as file:
+            with self._disk.read(self.part_path(incoming.scene_id)) as file:
                 StreamReader(file).verify()
         except FileNotFoundError:
             return None  # another stream has finished it meanwhile: `seal` knows
@@ -122,11 +130,10 @@ class Inbox:
         if fault is not None:
             return self._faulty(incoming, fault)
         part = self.part_path(scene_id)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.rename(self.stream_path(scene_id))
-        sync_folder(self._streams)
-        sync_folder(self._parts)
+        self._disk.sync(part)
+        self._disk.rename(part, self.stream_path(scene_id))
+        self._disk.sync_folder(self._streams)
+        self._disk.sync_folder(self._parts)
         self._ledger.durable(scene_id)
         self._open.pop(scene_id, None)
         return SceneState(scene_id, State.DURABLE)
@@ -134,7 +141,7 @@ class Inbox:
     def reject(self, incoming: Incoming, reason: str) -> None:
         """Give a scene up that can never become complete: the answer to `Reject`."""
         self._ledger.quarantine(incoming.scene_id, reason)
-        self.part_path(incoming.scene_id).unlink(missing_ok=True)
+        self._disk.unlink(self.part_path(incoming.scene_id))
         self._open.pop(incoming.scene_id, None)
 
     def recover(self) -> list[str]:
@@ -144,27 +151,29 @@ class Inbox:
         for entry in self._ledger.entries():
             if (
                 entry.state == "receiving"
-                and self.stream_path(entry.scene_id).exists()
+                and self._disk.exists(self.stream_path(entry.scene_id))
                 and self._sealed_before(entry.scene_id)
             ):
                 finished.append(entry.scene_id)
-        for part in self._parts.glob("*.part"):
+        for part in self._disk.files(self._parts):
+            if part.suffix != ".part":
+                continue
             found = self._ledger.find(part.stem) if SCENE_ID.fullmatch(part.stem) else None
             if found is None or found.state in KEPT:
-                part.unlink()
+                self._disk.unlink(part)
         return finished
 
     def _sealed_before(self, scene_id: str) -> bool:
         """A crash came between the rename and the ledger: is the stream good?"""
         path = self.stream_path(scene_id)
         try:
-            with path.open("rb") as file:
+            with self._disk.read(path) as file:
                 StreamReader(file).verify()
-                os.fsync(file.fileno())
+            self._disk.sync(path)
         except StreamError:
-            path.unlink()
+            self._disk.unlink(path)
             return False
-        sync_folder(self._streams)
+        self._disk.sync_folder(self._streams)
         self._ledger.durable(scene_id)
         return True
 
@@ -178,7 +187,7 @@ class Inbox:
             if item.first < incoming.pages
             for index in range(item.first, min(item.end, incoming.pages))
         }
-        with self.part_path(incoming.scene_id).open("rb") as file:
+        with self._disk.read(self.part_path(incoming.scene_id)) as file:
             start = len(head(incoming.packed))
             intact = file.read(start) == head(incoming.packed)
             for index in sorted(stored):
@@ -187,7 +196,7 @@ class Inbox:
                 content = file.read(length)
                 if not intact or incoming.judge(Chunk(index, incoming.manifest.pages[index][1], content)):
                     self._ledger.correct(incoming.scene_id, ())
-                    _write_header(self.part_path(incoming.scene_id), incoming.packed)
+                    self._write_header(incoming)
                     return
                 incoming.learn(index, content)
         incoming.restore(ranges)
@@ -195,7 +204,7 @@ class Inbox:
     def _faulty(self, incoming: Incoming, fault: StreamError) -> SceneState | None:
         """Find the chunks that the disk has not kept and want them again; if none is to blame, the manifest is."""
         damaged = []
-        with self.part_path(incoming.scene_id).open("rb") as file:
+        with self._disk.read(self.part_path(incoming.scene_id)) as file:
             start = len(head(incoming.packed))
             intact = file.read(start) == head(incoming.packed)
             for index in range(incoming.manifest.chunk_count):
@@ -207,12 +216,17 @@ class Inbox:
             self.reject(incoming, str(fault))
             return refused(incoming.scene_id, Corrupt(str(fault)))
         if not intact:
-            _write_header(self.part_path(incoming.scene_id), incoming.packed)
+            self._write_header(incoming)
         incoming.lose(damaged)
         good = np.ones(incoming.manifest.chunk_count, bool)
         good[damaged] = False
         self._ledger.correct(incoming.scene_id, runs(good))
         return None
+
+    def _write_header(self, incoming: Incoming, create: bool = False) -> None:
+        with self._disk.write(self.part_path(incoming.scene_id), create=create) as file:
+            file.write_at(head(incoming.packed), 0)
+            file.sync()
 
 
 def checked(scene_id: str) -> str:
@@ -225,16 +239,3 @@ def checked(scene_id: str) -> str:
 def is_full(error: OSError) -> bool:
     """Did this fail for want of space?"""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _write_header(part: Path, packed: bytes, mode: Literal["wb", "r+b"] = "r+b") -> None:
-    with part.open(mode) as file:
-        _write_at(file.fileno(), head(packed), 0)
-        os.fsync(file.fileno())
-
-
-def _write_at(handle: int, content: bytes, offset: int) -> None:
-    view = memoryview(content)
-    while view:
-        written = os.pwrite(handle, view, offset)
-        view, offset = view[written:], offset + written

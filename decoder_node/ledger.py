@@ -18,7 +18,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from downlink.manifest import Manifest
 from downlink.ranges import Range
 
 FILE: Final = "ledger.sqlite"
-VERSION: Final = 1
+VERSION: Final = 2  # 1 had no `node` and no `asks`
 FAILURES_MAX: Final = 3  # a scene that fails so often, crashes included, is left alone ...
 # ... and so is one during which the node itself died so often. Far more, because it may well not be the cause.
 INTERRUPTIONS_MAX: Final = 100
@@ -51,13 +51,30 @@ CREATE TABLE scenes (
   failures      INTEGER NOT NULL DEFAULT 0,
   interruptions INTEGER NOT NULL DEFAULT 0,
   decoding      INTEGER NOT NULL DEFAULT 0,
-  result        TEXT
+  result        TEXT,
+  node          TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE committed (
   scene_id TEXT NOT NULL REFERENCES scenes, first INTEGER NOT NULL, count INTEGER NOT NULL,
   PRIMARY KEY (scene_id, first, count)
 ) WITHOUT ROWID;
 """
+ASKS: Final = """
+CREATE TABLE asks (
+  number      INTEGER PRIMARY KEY AUTOINCREMENT,
+  ask_id      TEXT NOT NULL UNIQUE,
+  node        TEXT NOT NULL,
+  scene_id    TEXT,
+  what        TEXT NOT NULL,
+  request     BLOB NOT NULL,
+  state       TEXT NOT NULL CHECK (state IN ('waiting', 'done', 'refused')),
+  message     TEXT,
+  asked_at    REAL NOT NULL,
+  answered_at REAL
+)
+"""
+# What brings a ledger of an earlier version up to the next one.
+MIGRATIONS: Final = {1: ("ALTER TABLE scenes ADD COLUMN node TEXT NOT NULL DEFAULT ''", ASKS)}
 
 
 class LedgerError(DownlinkError):
@@ -82,6 +99,7 @@ class Entry:
     durable_at: float | None
     decoded_at: float | None
     failures: int
+    node: str  # who offered it first, by its certificate; empty without TLS
     result: dict[str, Any]  # of decoding: "assets", "item", "seconds", ... with paths relative to the archive
 
     def row(self, archive: Path) -> dict[str, Any]:
@@ -105,36 +123,55 @@ class Entry:
             "durable_at": self.durable_at,
             "decoded_at": self.decoded_at,
             "failures": self.failures,
+            "node": self.node,
             "facts": {key: value for key, value in self.result.items() if key not in ("assets", "item")},
         }
 
 
 class Ledger:
-    """An open ledger. `create` makes it when it is missing; `read_only` may look on while a node serves."""
+    """An open ledger. `create` makes it when it is missing; `read_only` may look on while a node serves. `connect`
+    opens the database, which a test may let fail."""
 
-    def __init__(self, archive: Path, *, create: bool = False, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        archive: Path,
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        connect: Callable[[Path], sqlite3.Connection] | None = None,
+    ) -> None:
         self._path = archive / FILE
         if not create and not self._path.exists():
             raise LedgerError(f"{archive} is no archive ({FILE} is missing); `decoder-node serve --archive` makes one")
         if read_only:
             self._open_to_read()
+        elif connect is not None:
+            self._db = connect(self._path)
         else:
             self._connect("mode=rwc")
         with self._guarded():
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, VERSION):
+            if version > VERSION:
                 raise LedgerError(
                     f"{self._path} is of version {version}, this program knows {VERSION}; update this program"
                 )
             if read_only:
+                if 0 < version < VERSION:
+                    advice = "`decoder-node serve` brings it up to date"
+                    raise LedgerError(f"{self._path} is of version {version}, this program reads {VERSION}; {advice}")
                 return
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # NORMAL may lose a commit in a power cut
             with self._transaction():
-                if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                    for statement in SCHEMA.split(";"):
+                version = self._db.execute("PRAGMA user_version").fetchone()[0]
+                if version == 0:
+                    for statement in [*SCHEMA.split(";"), ASKS]:
                         self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version = {VERSION}")
+                elif version < VERSION:
+                    for step in range(version, VERSION):
+                        for statement in MIGRATIONS[step]:
+                            self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def _connect(self, how: str) -> None:
         # Threads: the receiver keeps to one worker thread of its own.
@@ -173,13 +210,14 @@ class Ledger:
 
     # --- receiving ---
 
-    def begin(self, scene_id: str, manifest: Manifest, packed: bytes, priority: int, size: int) -> None:
-        """A scene is offered for the first time, or again after it was quarantined on its way in."""
-        values = (scene_id, manifest.scene.name, priority, packed, manifest.chunk_count, size, time.time())
+    def begin(self, scene_id: str, manifest: Manifest, packed: bytes, priority: int, size: int, node: str = "") -> None:
+        """A scene is offered for the first time, or again after it was quarantined on its way in. It belongs to the
+        node that has offered it first, for ever."""
+        values = (scene_id, manifest.scene.name, priority, packed, manifest.chunk_count, size, time.time(), node)
         with self._guarded(), self._transaction():
             self._db.execute(
-                "INSERT INTO scenes (scene_id, name, state, priority, manifest, chunks, bytes, offered_at)"
-                " VALUES (?, ?, 'receiving', ?, ?, ?, ?, ?) ON CONFLICT (scene_id) DO UPDATE SET"
+                "INSERT INTO scenes (scene_id, name, state, priority, manifest, chunks, bytes, offered_at, node)"
+                " VALUES (?, ?, 'receiving', ?, ?, ?, ?, ?, ?) ON CONFLICT (scene_id) DO UPDATE SET"
                 " state = 'receiving', reason = NULL, priority = excluded.priority WHERE durable_at IS NULL",
                 values,
             )
@@ -303,7 +341,7 @@ class Ledger:
         query = (
             "SELECT s.scene_id, s.name, s.state, s.reason, s.priority, s.chunks, CASE WHEN s.durable_at IS NULL THEN"
             " (SELECT coalesce(sum(count), 0) FROM committed c WHERE c.scene_id = s.scene_id) ELSE s.chunks END,"
-            f" s.bytes, s.offered_at, s.durable_at, s.decoded_at, s.failures, s.result FROM scenes s {where}"
+            f" s.bytes, s.offered_at, s.durable_at, s.decoded_at, s.failures, s.node, s.result FROM scenes s {where}"
         )
         with self._guarded():
             rows = self._db.execute(query, values).fetchall()
@@ -318,11 +356,11 @@ class Ledger:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:  # a full disk has rolled back by itself
                 self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ address that cannot be bound, or that strangers could reach when there is no TLS
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,21 +25,22 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from decoder_node.admission import Admission, Denied, Seat, TooBusy
-from decoder_node.identity import NOBODY, Tls, check_listen, node_name
+from decoder_node.identity import NOBODY, Tls, node_name
 from decoder_node.inbox import Inbox, is_full
 from decoder_node.ledger import LedgerError
 from decoder_node.log import log
-from decoder_node.probe import Probes
+from decoder_node.server import Server
 from downlink import limits
 from downlink.action import Close, Commit, Finish, GroundAction, Open, Reject, Send, Status
 from downlink.errors import LinkError
-from downlink.frame import SceneState, State
+from downlink.frame import Refusal, RefusalCode, SceneState, State
 from downlink.framing import edge_frame, ground_message
+from downlink.incoming import Incoming
 from downlink.session import GroundSession
-from downlink.wire import link_pb2, link_pb2_grpc
+from downlink.wire import link_pb2
 
-SERVICE = "downlink.v1.LinkService"
 GRACE_S = 4.0  # at shutdown, for streams to commit and acknowledge what they hold
+FIRST_WORD_S = 1.0  # for a peer that is not let in
 
 Result = TypeVar("Result")
 
@@ -62,8 +64,7 @@ class Receiver:
         self.stopping = asyncio.Event()
         self._disk = disk  # the one thread that ledger and inbox belong to
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="verify")
-        self._server: Any = None
-        self._probes: Any = None
+        self._server: Server
         self._named = False  # do peers have certificates?
 
     async def start(self, listen: str, tls: Tls | None = None, *, insecure: bool = False) -> str:
@@ -71,42 +72,17 @@ class Receiver:
 
         Without `tls`, an address beyond loopback is refused unless `insecure` says that this is wanted.
         """
-        check_listen(listen, tls, insecure)
         self._named = tls is not None
-        settings = [
-            ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
-            ("grpc.max_send_message_length", limits.MESSAGE_BYTES_MAX),
-            ("grpc.so_reuseport", 0),
-            # Edges ping each KEEPALIVE_S; without this the server would cut them off with too_many_pings.
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", int(limits.KEEPALIVE_S * 1000 / 3)),
-            ("grpc.keepalive_permit_without_calls", 1),
-            # Our own pings only find dead streams. The answer waits behind a chunk, minutes on a slow link.
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.keepalive_timeout_ms", 600_000),
-            ("grpc.server_handshake_timeout_ms", int(limits.HANDSHAKE_S * 1000)),
-            ("grpc.max_concurrent_streams", limits.CALLS_PER_CONNECTION_MAX),
-        ]
-        streams = limits.NODES_MAX * limits.STREAMS_PER_NODE_MAX
-        # Twice: a stream that is being ended still counts while another has its place.
-        calls = 2 * streams + limits.PROBES_MAX
-        self._server = grpc.aio.server(options=settings, maximum_concurrent_rpcs=calls)
-        register: Any = link_pb2_grpc.add_LinkServiceServicer_to_server
-        register(self, self._server)
-        self._probes = Probes(self._server, (SERVICE,))
-        try:
-            if tls is None:
-                port = self._server.add_insecure_port(listen)
-            else:
-                port = self._server.add_secure_port(listen, tls.credentials())
-        except RuntimeError as error:
-            raise LinkError(f"cannot listen on {listen}: it is in use, or not an address of this machine") from error
-        await self._server.start()
-        await self._probes.ready()
-        return f"{listen.rpartition(':')[0]}:{port}"
+        self._server = Server(self, listen, tls, insecure=insecure)
+        return await self._server.start()
+
+    async def failed(self) -> None:
+        """Returns never; raises `LinkError` when nothing can be received any more."""
+        await self._server.failed()
 
     async def stop(self) -> None:
         """Take no new streams; let the open ones commit and acknowledge what they hold."""
-        await self._probes.leaving()
+        await self._server.leaving()
         self.stopping.set()
         await self._server.stop(GRACE_S)
         self._reading.shutdown(wait=False, cancel_futures=True)
@@ -136,6 +112,10 @@ class Receiver:
         finally:
             if seat is not None:
                 self.admission.leave(seat)
+        if seat is None:  # a client that is cut off in its first words hears INTERNAL from its own gRPC instead
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(FIRST_WORD_S):
+                    await context.read()
         if close is None:
             log.info("stream ended", extra=facts)
             return
@@ -145,6 +125,14 @@ class Receiver:
     async def disk(self, work: Callable[[], Result]) -> Result:
         """Run something on the inbox or the ledger, in their thread and in order."""
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
+    async def open(self, incoming: Incoming, priority: int, node: str) -> Incoming | SceneState:
+        """Look a scene up for `node`, or take it in, unless its bundle is not trusted here."""
+        bundle = incoming.manifest.bundle
+        if not self.admission.trusts(bundle):
+            reason = f"the scene's model bundle {bundle.hex()[:12]}… is not among those that this ground takes"
+            return SceneState(incoming.scene_id, State.REFUSED, (), Refusal(RefusalCode.FORBIDDEN, reason))
+        return await self.disk(partial(self.inbox.open, incoming, priority, node))
 
     async def finish(self, action: Finish) -> SceneState | None:
         """Verify a scene beside the other work, then seal it."""
@@ -242,7 +230,7 @@ class _Stream:
                         async with asyncio.timeout(limits.SILENT_STREAM_S):  # a peer may take, and never read
                             await self._context.write(ground_message(frame))
                     case Open(incoming, priority):
-                        found = await receiver.disk(partial(receiver.inbox.open, incoming, priority))
+                        found = await receiver.open(incoming, priority, self.node)
                         waiting += session.opened(incoming.scene_id, found, time.monotonic())
                     case Commit(arrivals):
                         await receiver.disk(partial(receiver.inbox.commit, arrivals))

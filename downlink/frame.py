@@ -42,6 +42,7 @@ class RefusalCode(IntEnum):
     TOO_LARGE = 4
     EXHAUSTED = 5
     BUSY = 6
+    FORBIDDEN = 7
 
 
 @dataclass(frozen=True, slots=True)

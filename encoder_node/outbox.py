@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,9 +86,17 @@ class Entry:
 
 class Outbox:
     """An open outbox. `create` makes the folder and the file when they are missing. With `read_only`, entries can be
-    listed without the right to write; nothing else works then."""
+    listed without the right to write; nothing else works then. `connect` opens the database, which a test may let
+    fail."""
 
-    def __init__(self, folder: Path, *, create: bool = False, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        connect: Callable[[Path], sqlite3.Connection] | None = None,
+    ) -> None:
         path = folder / FILE
         self.folder = folder
         with _guarded(folder):
@@ -98,10 +106,9 @@ class Outbox:
             if create and not folder.is_dir():
                 folder.mkdir(parents=True, exist_ok=True)
                 sync_folder(folder.parent)
-            elif not path.exists():
+            elif not create and not path.exists():
                 raise _missing(folder)
-            # Threads: the sender keeps to one worker thread of its own.
-            self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+            self._db = (connect or _connect)(path)
             version = _version(self._db, path)
             if version == 0:
                 self._db.execute("PRAGMA page_size = 16384")  # fewer, longer overflow pages for chunks
@@ -329,11 +336,16 @@ class Outbox:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:  # a full disk has rolled back by itself
                 self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # Threads: the sender keeps to one worker thread of its own.
+    return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
 
 
 def _missing(folder: Path) -> OutboxError:

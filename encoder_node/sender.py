@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,23 +24,22 @@ import grpc
 import grpc.aio
 
 from downlink import limits
-from downlink.action import Close, Delivered, EdgeAction, Refused, Send, Transmit
-from downlink.errors import Corrupt, LinkError
-from downlink.frame import Chunks, EdgeFrame, Resend
+from downlink.errors import LinkError
 from downlink.framing import edge_message, ground_frame
 from downlink.session import EdgeSession
 from downlink.wire import link_pb2_grpc
 from encoder_node.channel import Tls, channel
+from encoder_node.contact import POLL_S, Contact
 from encoder_node.log import log
-from encoder_node.outbox import Outbox
+from encoder_node.outbox import Outbox, OutboxError
 from encoder_node.pace import Backoff, Bucket
 
 FRAME_BYTES = 256 * 1024  # chunk bytes per frame, when there is no rate limit
-POLL_S = 0.5  # how often the outbox is asked for news from other processes
 LINGER_S = 10.0  # how long a stream stays open with nothing to send
 GRACE_S = 4.0  # at shutdown, for the frame being written and again for the last acknowledgements
 PATIENCE_S_MAX = 3600.0
 # trying the same again changes nothing
+HOPELESS_TRIES = 3
 HOPELESS = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED")
 
 Result = TypeVar("Result")
@@ -80,6 +79,7 @@ class Sender:
         self.progress_at = time.monotonic()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="outbox")
         self._patience_s = options.patience_s
+        self._hopeless = 0
 
     def stop(self) -> None:
         """Finish what is in flight and return from `run`."""
@@ -140,6 +140,7 @@ class Sender:
         ]
         patience_s = max(self._patience_s, 4 * chunk_s)
         session = EdgeSession(options.software, window_chunks=options.window_chunks, patience_s=patience_s)
+        contact = Contact(self.outbox, session, options.frame_bytes)
         stub: Any = link_pb2_grpc.LinkServiceStub
         try:
             connection = channel(options.ground, settings, options.tls)
@@ -147,10 +148,12 @@ class Sender:
             return str(error)
         async with connection:
             try:
-                await _Contact(stub(connection).Deliver(), session, self).run(until_empty)
+                await _Stream(stub(connection).Deliver(), contact, self).run(until_empty)
             except grpc.aio.AioRpcError as error:
                 trouble = f"{error.code().name}: {error.details()}"
-                if until_empty and error.code().name in HOPELESS:
+                # Not at once: a flipped bit in what we have said looks like that too.
+                self._hopeless = self._hopeless + 1 if error.code().name in HOPELESS else 0
+                if until_empty and self._hopeless >= HOPELESS_TRIES:
                     raise LinkError(
                         f"the ground {options.ground} ends the stream: {trouble}; {await self._left()}"
                     ) from error
@@ -161,6 +164,8 @@ class Sender:
                 self._patience_s = min(
                     PATIENCE_S_MAX, 2 * self._patience_s
                 )  # even a link slower than thought gets through
+                return str(error)
+            except OutboxError as error:  # a disk that is full for a while, say: nothing was forgotten
                 return str(error)
         return ""
 
@@ -174,12 +179,12 @@ class Sender:
             await asyncio.wait_for(self.stopping.wait(), seconds)
 
 
-class _Contact:
-    """One stream: a talker, a listener and a watchdog around one session."""
+class _Stream:
+    """A contact's gRPC stream: a talker, a listener and a watchdog."""
 
-    def __init__(self, call: Any, session: EdgeSession, sender: Sender) -> None:
+    def __init__(self, call: Any, contact: Contact, sender: Sender) -> None:
         self._call = call
-        self._session = session
+        self._contact = contact
         self._sender = sender
         self._news = asyncio.Event()  # the ground has said something, or we are to stop
 
@@ -212,92 +217,40 @@ class _Contact:
             await asyncio.gather(talker, listener, watchdog, stopping, return_exceptions=True)
 
     async def _talk(self, until_empty: bool) -> None:
-        session, sender = self._session, self._sender
-        await self._perform(session.start(time.monotonic()))
-        look_at = idle_since = time.monotonic()
+        contact, sender = self._contact, self._sender
+        await sender.disk(lambda: contact.start(time.monotonic()))
+        idle_since = time.monotonic()
         while not sender.stopping.is_set():
             now = time.monotonic()
-            if session.room and (now >= look_at or not session.open):
-                await self._offer()
-                look_at = now + POLL_S
-            if session.open:
+            if delay := sender.bucket.delay(now):
+                await sender.pause(delay)
+                continue
+            self._news.clear()
+            frame = await sender.disk(lambda: contact.next(time.monotonic()))
+            if frame is not None:
+                message = edge_message(frame)
+                sender.bucket.spend(message.ByteSize())
+                await self._call.write(message)
+            if frame is not None or not contact.idle:
                 idle_since = now
             elif until_empty or now - idle_since > LINGER_S:
                 return
-            if delay := sender.bucket.delay(now):
-                await sender.pause(delay)
-            elif transmit := session.take(sender.options.frame_bytes, now):
-                await self._transmit(transmit)
-            else:
-                self._news.clear()
+            if frame is None:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), POLL_S)
 
-    async def _offer(self) -> None:
-        """Bring up the most urgent scenes. The last free place is kept for one that is more urgent than all open
-        ones."""
-        session, sender = self._session, self._sender
-        room, known = session.room, session.open
-        for scene in await sender.disk(lambda: sender.outbox.due(room, without=known)):
-            urgency = session.urgency
-            if session.room > 1 or urgency is None or scene.priority > urgency:
-                log.info("offered", extra={"scene": scene.scene_id, "chunks": int((scene.lengths > 0).sum())})
-                await self._perform(session.offer(scene, time.monotonic()))
-
-    async def _transmit(self, transmit: Transmit) -> None:
-        scene_id, sender = transmit.scene_id, self._sender
-        try:
-            chunks = await sender.disk(lambda: sender.outbox.load(scene_id, transmit.indexes))
-        except Corrupt as error:
-            reason = str(error)
-            log.error("damaged", extra={"scene": scene_id, "reason": reason})
-            self._session.withdraw(scene_id, time.monotonic())
-            await sender.disk(lambda: sender.outbox.damaged(scene_id, reason))
-            return
-        await self._write(Chunks(scene_id, tuple(chunks), transmit.flush))
-
-    async def _write(self, frame: EdgeFrame) -> None:
-        message = edge_message(frame)
-        self._sender.bucket.spend(message.ByteSize())
-        await self._call.write(message)
-
     async def _listen(self) -> None:
+        contact, sender = self._contact, self._sender
         while (message := await self._call.read()) is not grpc.aio.EOF:
+            if message is None:  # gRPC's word for bytes that are no message
+                raise LinkError("the ground's last message cannot be read: it was damaged on its way")
             frame = ground_frame(message)
-            if frame is None:
-                continue
-            now = time.monotonic()
-            before = self._session.acknowledged
-            actions = self._session.receive(frame, now)
-            if self._session.acknowledged > before or any(isinstance(action, Delivered) for action in actions):
-                self._sender.progress_at = now
-            if isinstance(frame, Resend):
-                facts = {
-                    "scene": frame.scene_id,
-                    "chunks": sum(item.count for item in frame.ranges),
-                    "reason": frame.reason,
-                }
-                log.warning("sent again", extra=facts)
-            await self._perform(actions)
-            self._news.set()
+            if frame is not None:
+                await sender.disk(partial(contact.hear, frame, time.monotonic()))
+                sender.progress_at = max(sender.progress_at, contact.progress_at or 0.0)
+                self._news.set()
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(1.0)
-            await self._perform(self._session.tick(time.monotonic()))
-
-    async def _perform(self, actions: Sequence[EdgeAction]) -> None:
-        outbox = self._sender.outbox
-        for action in actions:
-            match action:
-                case Send(frame):
-                    await self._write(frame)
-                case Delivered(scene_id):
-                    await self._sender.disk(partial(outbox.delivered, scene_id))
-                    log.info("delivered", extra={"scene": scene_id})
-                case Refused(scene_id, refusal):
-                    await self._sender.disk(partial(outbox.refused, scene_id, refusal))
-                    facts = {"scene": scene_id, "code": refusal.code.name.lower(), "reason": refusal.message}
-                    log.error("refused", extra={**facts, "retry_s": refusal.retry_after_s})
-                case Close(_, reason):
-                    raise LinkError(reason)
+            await self._sender.disk(lambda: self._contact.tick(time.monotonic()))

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-HOW = "python -m tests.aarch64"
+HOW = "make rig (python -m tests.aarch64)"
 
 DEBS = (
     *("python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "libstdc++6", "libgcc-s1"),
@@ -107,7 +107,7 @@ class Rig:
         root = self.folder / "root"
         return [qemu, "-L", str(root), str(root / "usr/bin/python3.11")]
 
-    def run(self, arguments: Sequence[str | Path], limit_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(self, arguments: Sequence[str | Path], limit_s: float = 400) -> subprocess.CompletedProcess[str]:
         """`python ARGUMENTS...` there, with our checkout on its path. Files are this machine's own."""
         environment = {
             "PATH": os.environ.get("PATH", ""),

@@ -250,15 +250,17 @@ def test_pings_at_the_pace_of_our_edges_are_welcome(tmp_path: Path, monkeypatch:
     asyncio.run(main())
 
 
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")  # and empty SETTINGS
+
+
 def test_a_flood_of_pings_is_cut(tmp_path: Path) -> None:
-    greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")  # and empty SETTINGS
     ping = bytes.fromhex("000008060000000000") + bytes(8)
 
     async def main() -> bytes:
         async with served(tmp_path) as (_, address):
             host, _, port = address.rpartition(":")
             reader, writer = await asyncio.open_connection(host, int(port))
-            writer.write(greeting + 1000 * ping)
+            writer.write(GREETING + 1000 * ping)
             answers = b""
             with contextlib.suppress(ConnectionResetError):
                 while piece := await asyncio.wait_for(reader.read(4096), 5.0):
@@ -267,3 +269,37 @@ def test_a_flood_of_pings_is_cut(tmp_path: Path) -> None:
             return answers
 
     assert b"too_many_pings" in asyncio.run(main())
+
+
+def call_headers(path: bytes) -> bytes:
+    """HTTP/2's HEADERS frame that begins a gRPC call."""
+    fields = {
+        b":method": b"POST", b":scheme": b"http", b":path": path, b":authority": b"ground", b"te": b"trailers",
+        b"content-type": b"application/grpc",
+    }  # fmt: skip
+    block = b"".join(b"\0" + bytes([len(key)]) + key + bytes([len(value)]) + value for key, value in fields.items())
+    return len(block).to_bytes(3, "big") + b"\x01\x04" + (1).to_bytes(4, "big") + block
+
+
+@pytest.mark.parametrize("path", [b"/down\xecink.v1.LinkService/Deliver", b"\xff", b"", b"/" + 120 * b"\0"])
+def test_no_path_of_a_call_ends_the_server(tmp_path: Path, path: bytes) -> None:
+    """grpcio 1.85 lets its server die of a path that is not UTF-8: ours is there again, and stops when told."""
+
+    async def main() -> grpc.StatusCode:
+        async with served(tmp_path) as (_, address):
+            host, _, port = address.rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(GREETING + call_headers(path))
+            with contextlib.suppress(ConnectionResetError, TimeoutError):
+                while await asyncio.wait_for(reader.read(4096), 0.5):
+                    pass
+            writer.close()
+            for _ in range(20):
+                async with grpc.aio.insecure_channel(address) as channel:
+                    _, code, _ = await say(channel, HELLO)
+                if code is grpc.StatusCode.OK:
+                    break
+                await asyncio.sleep(0.1)
+            return code
+
+    assert asyncio.run(asyncio.wait_for(main(), 20)) is grpc.StatusCode.OK

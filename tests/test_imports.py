@@ -38,7 +38,7 @@ ONLY_IN = {
     "onnxruntime": ["encoder_node/encoder.py", "decoder_node/decoder.py", "training/*"],
     "grpc": [
         "downlink/wire/*", "encoder_node/sender.py", "encoder_node/channel.py", "decoder_node/receiver.py",
-        "decoder_node/identity.py", "decoder_node/probe.py",
+        "decoder_node/identity.py", "decoder_node/probe.py", "decoder_node/server.py",
     ],
     "grpc_health": ["decoder_node/*"],
     "grpc_reflection": ["decoder_node/*"],

@@ -57,6 +57,27 @@ def test_commits_outlive_a_crash(tmp_path: Path, ledger: Ledger) -> None:
     assert after.entries()[0].chunks_committed == 4
 
 
+def test_a_ledger_of_the_first_version_is_brought_up_to_date(tmp_path: Path, ledger: Ledger) -> None:
+    scene_id = durable(ledger, stream())
+    for statement in ("ALTER TABLE scenes DROP COLUMN node", "DROP TABLE asks", "PRAGMA user_version = 1"):
+        ledger._db.execute(statement)
+    ledger.close()
+    with pytest.raises(LedgerError, match=r"version 1, this program reads 2; `decoder-node serve` brings it up"):
+        Ledger(tmp_path, read_only=True)
+    again = Ledger(tmp_path)
+    assert (state(again, scene_id), again.entries()[0].node) == ("durable", "")
+    assert again._db.execute("SELECT count(*) FROM asks").fetchone() == (0,)
+    again.close()
+    Ledger(tmp_path, read_only=True).close()
+
+
+def test_a_scene_belongs_to_the_node_that_offered_it_first(ledger: Ledger) -> None:
+    made = stream()
+    for node in ("sat-1", "sat-2"):
+        ledger.begin(made.id, Manifest.unpack(made.packed), made.packed, 0, len(made.file), node)
+    assert ledger.entries()[0].node == "sat-1"
+
+
 def test_a_durable_scene_is_remembered_for_ever(ledger: Ledger) -> None:
     scene_id = durable(ledger, stream())
     assert ledger.committed(scene_id) == []
@@ -160,7 +181,7 @@ def test_a_folder_without_a_ledger_is_refused(tmp_path: Path) -> None:
 def test_a_ledger_of_a_later_program_is_refused(tmp_path: Path, ledger: Ledger) -> None:
     ledger._db.execute("PRAGMA user_version = 9")
     ledger.close()
-    with pytest.raises(LedgerError, match="version 9, this program knows 1"):
+    with pytest.raises(LedgerError, match="version 9, this program knows 2"):
         Ledger(tmp_path)
 
 

@@ -41,6 +41,13 @@ def test_what_was_submitted_comes_back(box: Outbox) -> None:
     assert (entry.state, entry.chunks, entry.name) == ("queued", len(indexes), "made up 0")
 
 
+def test_an_empty_folder_becomes_an_outbox(tmp_path: Path) -> None:
+    """A service manager has made it, or a crash came between the folder and the file."""
+    made = stream()
+    submit(Outbox(tmp_path, create=True), made)
+    assert Outbox(tmp_path).entry(made.id).state == "queued"
+
+
 def test_it_outlives_the_process(box: Outbox) -> None:
     made = stream()
     submit(box, made)

@@ -16,7 +16,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from decoder_node.inbox import Inbox
 from decoder_node.ledger import Ledger
-from decoder_node.receiver import SERVICE, Receiver
+from decoder_node.receiver import Receiver
+from decoder_node.server import SERVICE
 from downlink.checksum import crc32c
 from downlink.errors import LinkError
 from downlink.frame import REVISION, Chunk, Chunks, EdgeFrame, Hello, Offer

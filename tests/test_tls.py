@@ -19,9 +19,12 @@ from decoder_node.identity import check_listen, node_name
 from decoder_node.inbox import Inbox
 from decoder_node.ledger import Ledger
 from decoder_node.receiver import Receiver
+from downlink.checksum import crc32c
 from downlink.errors import LinkError
-from downlink.frame import REVISION, EdgeFrame, Hello
+from downlink.frame import REVISION, Chunk, Chunks, EdgeFrame, Hello, Offer
 from downlink.framing import edge_message
+from downlink.manifest import Manifest
+from downlink.wire import link_pb2 as pb
 from downlink.wire import link_pb2_grpc
 from encoder_node.channel import Tls as EdgeTls
 from encoder_node.channel import channel
@@ -182,6 +185,77 @@ def test_a_node_that_is_not_on_the_list_is_turned_away(tmp_path: Path, ca: Autho
         answers, code, details = against(tmp_path, ca, ground_pair, greet(client(ca, ca.node(node))), admission)
         assert code is wanted, details
         assert len(answers) == (wanted is grpc.StatusCode.OK)
+
+
+def offered(
+    folder: Path, ca: Authority, pair: Pair, node: str, made: Stream, indexes: list[int],
+    admission: Admission | None = None,
+) -> list[Any]:  # fmt: skip
+    """What the ground says to `node`, which offers a scene and sends some of its chunks."""
+
+    async def talk(address: str, _: Receiver) -> list[Any]:
+        async with grpc.aio.secure_channel(address, client(ca, ca.node(node))) as link:
+            frames = [Hello(REVISION, "a test"), Offer(made.id, made.packed)]
+            if indexes:
+                parts = tuple(Chunk(index, crc32c(made.chunks[index]), made.chunks[index]) for index in indexes)
+                frames.append(Chunks(made.id, parts, flush=True))
+            answers, code, details = await say(link, *frames)
+            assert code is grpc.StatusCode.OK, details
+            return answers
+
+    return against(folder, ca, pair, talk, admission)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("stage", ["begun", "durable"])
+def test_a_node_can_neither_send_nor_ask_for_anothers_scene(
+    tmp_path: Path, ca: Authority, ground_pair: Pair, stage: str
+) -> None:
+    """Not even with its whole manifest in hand: the other hears neither what is missing nor that it is durable."""
+    made = stream(3)
+    first = sorted(made.sent)[:2] if stage == "begun" else sorted(made.sent)
+    rest = [index for index in sorted(made.sent) if index not in first]
+    states = [answer.scene_state.state for answer in offered(tmp_path, ca, ground_pair, "sat-1", made, first)[1:]]
+    assert (pb.STATE_DURABLE in states) is (stage == "durable")
+    _, answer, *more = offered(tmp_path, ca, ground_pair, "sat-2", made, rest)
+    assert answer.scene_state.state == pb.STATE_REFUSED
+    assert answer.scene_state.refusal.code == pb.REFUSAL_CODE_FORBIDDEN
+    assert list(answer.scene_state.missing) == []
+    assert "sat-1" not in answer.scene_state.refusal.message
+    assert all(answer.WhichOneof("frame") == "scene_state" for answer in more)  # the same again, and no Ack
+    ledger = Ledger(tmp_path / "archive", read_only=True)
+    [entry] = ledger.entries()
+    ledger.close()
+    assert entry.node == "sat-1"
+    assert entry.chunks_committed == (len(first) if stage == "begun" else entry.chunks)
+    _, answer, *_ = offered(tmp_path, ca, ground_pair, "sat-1", made, [])  # and its own node goes on
+    assert answer.scene_state.state == (pb.STATE_RECEIVING if stage == "begun" else pb.STATE_DURABLE)
+
+
+def test_a_ground_without_tls_gives_nobody_a_nodes_scene(tmp_path: Path, ca: Authority, ground_pair: Pair) -> None:
+    made = stream(3)
+    offered(tmp_path, ca, ground_pair, "sat-1", made, [0])
+
+    async def main() -> Any:
+        disk = ThreadPoolExecutor(1)
+        ledger = await asyncio.get_running_loop().run_in_executor(disk, lambda: Ledger(tmp_path / "archive"))
+        receiver = Receiver(Inbox(tmp_path / "archive", ledger), disk, lambda _: None, "ground in a test")
+        async with grpc.aio.insecure_channel(await receiver.start("127.0.0.1:0")) as link:
+            answers, _, _ = await say(link, Hello(REVISION, "a test"), Offer(made.id, made.packed))
+        await receiver.stop()
+        disk.shutdown()
+        ledger.close()
+        return answers[1].scene_state.refusal.code
+
+    assert asyncio.run(main()) == pb.REFUSAL_CODE_FORBIDDEN
+
+
+def test_scenes_of_a_bundle_that_is_not_trusted_are_refused(tmp_path: Path, ca: Authority, ground_pair: Pair) -> None:
+    made = stream(3)
+    bundle = Manifest.unpack(made.packed).bundle
+    for trusted, wanted in ((bytes(32), pb.STATE_REFUSED), (bundle, pb.STATE_RECEIVING)):
+        _, answer = offered(tmp_path, ca, ground_pair, "sat-1", made, [], Admission(bundles=[trusted]))
+        assert answer.scene_state.state == wanted
+        assert (answer.scene_state.refusal.code == pb.REFUSAL_CODE_FORBIDDEN) is (wanted == pb.STATE_REFUSED)
 
 
 @pytest.mark.parametrize("wrong", ["the CA", "the name"])

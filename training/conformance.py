@@ -91,7 +91,7 @@ def decoder_in(bundle: Bundle, setting: Setting) -> PlaneDecoder:
 def drawn_levels(seed: int, planes: int) -> NDArray[np.uint8]:
     """Levels (planes, 4), silent to loud, few so loud that no scene has them; every subband is sent."""
     first, second = (draw(seed, 2 * planes * len(SUBBANDS)) % np.uint64(LEVEL_LIMIT)).reshape(2, planes, len(SUBBANDS))
-    return (1 + np.minimum(first, second)).astype(np.uint8)
+    return np.asarray(1 + np.minimum(first, second), np.uint8)
 
 
 def drawn_turn(seed: int, planes: int) -> NDArray[np.int64]:
@@ -120,7 +120,7 @@ def _drawn(seed: int, octaves: NDArray[np.int64], side: int) -> NDArray[np.int32
     bits = np.clip(octaves, 0, OCTAVES_MAX)[:, :, None, None]
     random = draw(seed + 1, int(np.prod(shape))).view(np.int64).reshape(shape)
     magnitude = random & (random >> 16) & ((1 << bits) - 1)  # small ones more often, as in nature
-    return np.where(random < 0, -magnitude, magnitude).astype(np.int32)
+    return np.asarray(np.where(random < 0, -magnitude, magnitude), np.int32)
 
 
 @dataclass

@@ -22,6 +22,7 @@ class RefusalCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REFUSAL_CODE_TOO_LARGE: _ClassVar[RefusalCode]
     REFUSAL_CODE_EXHAUSTED: _ClassVar[RefusalCode]
     REFUSAL_CODE_BUSY: _ClassVar[RefusalCode]
+    REFUSAL_CODE_FORBIDDEN: _ClassVar[RefusalCode]
 STATE_UNSPECIFIED: State
 STATE_RECEIVING: State
 STATE_DURABLE: State
@@ -33,6 +34,7 @@ REFUSAL_CODE_UNSUPPORTED: RefusalCode
 REFUSAL_CODE_TOO_LARGE: RefusalCode
 REFUSAL_CODE_EXHAUSTED: RefusalCode
 REFUSAL_CODE_BUSY: RefusalCode
+REFUSAL_CODE_FORBIDDEN: RefusalCode
 
 class EdgeFrame(_message.Message):
     __slots__ = ("hello", "offer", "chunks")

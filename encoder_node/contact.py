@@ -1,0 +1,113 @@
+"""One contact with the ground, but for the wire: an `EdgeSession` on top of the outbox.
+
+What to say next, and what to do about what the ground has said, as plain calls with the time given:
+`encoder_node.sender` makes them around a gRPC stream, `tests/sim` around a network of its own. Calls touch the disk
+and belong to one thread.
+
+`hear` and `tick` raise `LinkError` when the stream must end. Errors of the outbox (`OutboxError`) pass through:
+nothing was forgotten then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from downlink.action import Close, Delivered, EdgeAction, Refused, Send
+from downlink.errors import Corrupt, LinkError
+from downlink.frame import Chunks, EdgeFrame, GroundFrame, Resend
+from downlink.manifest import scene_id as id_of
+from downlink.session import EdgeSession
+from encoder_node.log import log
+from encoder_node.outbox import Outbox
+
+POLL_S = 0.5  # how often the outbox is asked for news from other processes
+
+
+class Contact:
+    """A stream's worth of sending. `wall` is the clock of the outbox's times to come back."""
+
+    def __init__(
+        self, outbox: Outbox, session: EdgeSession, frame_bytes: int, wall: Callable[[], float] = time.time
+    ) -> None:
+        self.session = session
+        self.progress_at: float | None = None  # when the ground last had something new
+        self._outbox = outbox
+        self._frame_bytes = frame_bytes
+        self._wall = wall
+        self._said: deque[EdgeFrame] = deque()  # to be said before any chunk
+        self._look_at = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Is there nothing to send, and nothing to hear about?"""
+        return not self.session.open and not self._said
+
+    def start(self, now: float) -> None:
+        self._look_at = now
+        self._do(self.session.start(now), now)
+
+    def next(self, now: float) -> EdgeFrame | None:
+        """What to say now; None: nothing before the ground's next word, or before `POLL_S` has passed."""
+        if not self._said and self.session.room and (now >= self._look_at or not self.session.open):
+            self._offer(now)
+            self._look_at = now + POLL_S
+        if self._said:
+            return self._said.popleft()
+        while transmit := self.session.take(self._frame_bytes, now):
+            scene_id = transmit.scene_id
+            try:
+                return Chunks(scene_id, tuple(self._outbox.load(scene_id, transmit.indexes)), transmit.flush)
+            except Corrupt as error:
+                self._damaged(scene_id, str(error))
+                self.session.withdraw(scene_id, now)
+        return None
+
+    def hear(self, frame: GroundFrame, now: float) -> None:
+        """The ground has said this."""
+        before = self.session.acknowledged
+        actions = self.session.receive(frame, now)
+        if self.session.acknowledged > before or any(isinstance(action, Delivered) for action in actions):
+            self.progress_at = now
+        if isinstance(frame, Resend):
+            count = sum(item.count for item in frame.ranges)
+            log.warning("sent again", extra={"scene": frame.scene_id, "chunks": count, "reason": frame.reason})
+        self._do(actions, now)
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        self._do(self.session.tick(now), now)
+
+    def _offer(self, now: float) -> None:
+        """Bring up the most urgent scenes. The last free place is kept for one that is more urgent than all open
+        ones."""
+        for scene in self._outbox.due(self.session.room, without=self.session.open, now=self._wall()):
+            urgency = self.session.urgency
+            if self.session.room < 2 and urgency is not None and scene.priority <= urgency:
+                continue
+            if id_of(scene.manifest) != scene.scene_id:
+                reason = f"the manifest of scene {scene.scene_id[:12]}… has changed on disk; submit the scene again"
+                self._damaged(scene.scene_id, reason)
+                continue
+            log.info("offered", extra={"scene": scene.scene_id, "chunks": int((scene.lengths > 0).sum())})
+            self._do(self.session.offer(scene, now), now)
+
+    def _damaged(self, scene_id: str, reason: str) -> None:
+        log.error("damaged", extra={"scene": scene_id, "reason": reason})
+        self._outbox.damaged(scene_id, reason)
+
+    def _do(self, actions: Sequence[EdgeAction], now: float) -> None:
+        for action in actions:
+            match action:
+                case Send(frame):
+                    self._said.append(frame)
+                case Delivered(scene_id):
+                    self._outbox.delivered(scene_id)
+                    log.info("delivered", extra={"scene": scene_id})
+                case Refused(scene_id, refusal):
+                    self._outbox.refused(scene_id, refusal, self._wall())
+                    facts = {"scene": scene_id, "code": refusal.code.name.lower(), "reason": refusal.message}
+                    log.error("refused", extra={**facts, "retry_s": refusal.retry_after_s})
+                case Close(_, reason):
+                    raise LinkError(reason)

@@ -1,0 +1,108 @@
+"""The prior answers alike in every setting of onnxruntime; and a setting in which it does not is found out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+
+from downlink import bundle
+from downlink.bundle import Bundle, find
+from downlink.cli import main
+from downlink.errors import BundleError
+from downlink.latent import TileCode, TileSymbols, decode_tiles, encode_tile
+from encoder_node.encoder import PlaneEncoder
+from training import conformance
+from training.conformance import PLANES, SEED, SETTINGS, Setting, decoder_in, drawn_levels, drawn_tile, prove
+
+SIDE = 16
+"""Latents along a tile's side here: small tiles, so that the suite stays quick."""
+
+
+@pytest.fixture(scope="module")
+def encoder() -> PlaneEncoder:
+    return PlaneEncoder(find("universal"))
+
+
+def test_all_settings_answer_alike(encoder: PlaneEncoder) -> None:
+    seen = prove(encoder.bundle, 250_000, side=SIDE)
+    assert seen["agree"], seen
+    assert seen["symbols_returned"] == seen["symbols"] >= 250_000
+    assert len(seen["settings"]) == 8
+    assert all(row["answers"] >= seen["symbols"] for row in seen["settings"])
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: f"{setting.threads}-{setting.optimisation}")
+def test_each_setting_alone_makes_the_same_bytes_and_finds_the_symbols(encoder: PlaneEncoder, setting: Setting) -> None:
+    levels = drawn_levels(SEED, PLANES)
+    tile = drawn_tile(encoder.spec, levels, SEED, SIDE)
+    code = TileCode(encoder.spec, encoder.tables, levels, PLANES)
+    payloads = encode_tile(code, tile.latent, tile.hyper, encoder.prior)
+    prior = decoder_in(encoder.bundle, setting).prior
+    assert encode_tile(code, tile.latent, tile.hyper, prior) == payloads
+    again = TileSymbols(code, SIDE, SIDE, payloads)
+    decode_tiles([again], prior)
+    np.testing.assert_array_equal(again.latent, tile.latent)
+    np.testing.assert_array_equal(again.hyper, tile.hyper)
+
+
+def test_one_answer_that_differs_is_found(encoder: PlaneEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decoder(_: Bundle, setting: Setting) -> Any:
+        def prior(*contexts: Any) -> Any:
+            index, mean = encoder.prior(*contexts)
+            mean = mean.copy()
+            mean[-1, -1, -1, -1] += setting.threads == 2
+            return index, mean
+
+        return SimpleNamespace(prior=prior)
+
+    monkeypatch.setattr(conformance, "decoder_in", decoder)
+    seen = prove(encoder.bundle, 1, SETTINGS[3:5], side=8)
+    right, wrong = seen["settings"]
+    assert (right["threads"], right["differing"]) == (1, 0)
+    assert (wrong["threads"], wrong["differing"] > 0) == (2, True)
+    assert not seen["agree"]
+
+
+def test_a_setting_that_took_no_effect_is_no_proof(encoder: PlaneEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conformance, "_optimised", lambda level: nullcontext())
+    with pytest.raises(RuntimeError, match="were asked for ORT_DISABLE_ALL and run at"):
+        decoder_in(encoder.bundle, Setting(1, "ORT_DISABLE_ALL"))
+
+
+def test_onnxruntime_is_left_as_it_was(encoder: PlaneEncoder) -> None:
+    before = onnxruntime.SessionOptions
+    decoder_in(encoder.bundle, SETTINGS[0])
+    assert onnxruntime.SessionOptions is before
+
+
+def test_the_drawn_symbols_never_change() -> None:
+    """Else hashes of different machines would be of different questions."""
+    sizes: Any = SimpleNamespace(latents=4, hyper=4, hyper_latents=2)
+    levels = drawn_levels(SEED, PLANES)
+    tile = drawn_tile(sizes, levels, SEED, 8, 31)
+    drawn = hashlib.sha256(levels.tobytes() + tile.latent.astype("<i4").tobytes() + tile.hyper.astype("<i4").tobytes())
+    assert (int(tile.hyper.min()), int(tile.hyper.max())) == (-30, 27)
+    assert drawn.hexdigest() == "a77fb36580b32994e9e5f7bab1fdbcfce694d0249d283ab4b3a9fa7b8649b89a"
+
+
+def test_a_half_is_refused(tmp_path: Any) -> None:
+    for name, content in bundle.split(find("universal").folder, "decoder").items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(BundleError, match="give the whole bundle"):
+        prove(Bundle.read(tmp_path), 1)
+
+
+def test_the_command_says_so_and_fails_where_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    for agree, code in ((True, 0), (False, 1)):
+        monkeypatch.setattr(conformance, "prove", lambda found, symbols, agree=agree: {"agree": agree, "n": symbols})
+        done = CliRunner().invoke(main, ["models", "verify", "universal", "--symbols", "1e3"])
+        assert (done.exit_code, json.loads(done.stdout)) == (code, {"agree": agree, "n": 1000})
+        assert ("Error: a prior answers" in done.stderr) is not agree
