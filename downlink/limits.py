@@ -30,6 +30,7 @@ BUNDLE_NAME_CHARS_MAX: Final = 64
 SIDE_PX_MAX: Final = 40_000  # one Sentinel-2 strip of two granules, or a large drone mosaic
 BANDS_MAX: Final = 512  # over all grids; the largest imaging spectrometers have some 430
 GRIDS_MAX: Final = 16  # resolutions of one product; Sentinel-2 has 3
+LATTICES_MAX: Final = 2 * GRIDS_MAX  # bands of a grid that repeat pixels in threes or sixes have one of their own
 SCENE_RAW_BYTES_MAX: Final = 16 * GIB  # pixels of all grids in their own dtype
 # width x bands of a grid: a strip of one tile row is the unit of memory (512 MiB at 16 bit)
 ROW_SAMPLES_MAX: Final = 2**20

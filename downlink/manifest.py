@@ -1,9 +1,8 @@
 """The manifest: all that must be known before the first chunk is accepted. Its hash is the scene's id.
 
-Packed, it is one version byte and a zstd frame (dictionary: `downlink.words`) of positional msgpack, some 150 bytes for a
-small patch. The id is the
-SHA-256 of those packed bytes, so the same bytes are the same scene, whoever sends them and however often. Keep the
-bytes: packing the same facts again may give other bytes (another zstd), and then another id.
+Packed, it is one version byte and a zstd frame (dictionary: `downlink.words`) of positional msgpack, some 150 bytes for
+a small patch. The id is the SHA-256 of those packed bytes, so the same bytes are the same scene, whoever sends them and
+however often. Keep the bytes: packing the same facts again may give other bytes (another zstd), and then another id.
 
 `Manifest.unpack` believes nothing: it bounds what zstd may produce, takes only the fields it knows, checks every value
 against `downlink.limits`, and refuses a manifest whose chunk count is not the one that its geometry gives.
@@ -46,7 +45,7 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
     scene: Scene
     bundle: bytes  # id of the model bundle: SHA-256 of its bundle.json
     bundle_name: str  # for messages; the id decides
-    codings: Annotated[tuple[GridCoding, ...], Meta(max_length=limits.GRIDS_MAX)]  # one per lattice
+    codings: Annotated[tuple[GridCoding, ...], Meta(max_length=limits.LATTICES_MAX)]  # one per lattice
     settings: Annotated[dict[str, str | float], Meta(max_length=limits.SETTINGS_MAX)]  # how it was asked for
     chunk_count: int  # with the pages
     payload_bytes: int  # of all chunks, with the pages

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downlink.chunk import ChunkList, GridCoding, Layout
+from downlink.lattice import Resolution, coded_scene
 from downlink.manifest import Manifest
 from downlink.scene import Band, Grid, Scene
 from downlink.tile import Window
@@ -99,10 +100,13 @@ def grids_source(*arrays: NDArray[np.generic], nodata: int | None = None, placed
 
 
 def fake_stream(
-    scene: Scene = PATCH, codings: Sequence[GridCoding] = (PATCH_CODING,), seed: int = 0
+    scene: Scene = PATCH,
+    codings: Sequence[GridCoding] = (PATCH_CODING,),
+    seed: int = 0,
+    resolutions: Sequence[Resolution] = (),
 ) -> tuple[Manifest, list[bytes]]:
     """A manifest and all its chunks, pages first: short random payloads, some empty, that no decoder would take."""
-    layout = Layout(scene, codings)
+    layout = Layout(coded_scene(scene, resolutions), codings)
     random = np.random.default_rng(seed)
     payloads = [random.bytes(max(0, int(random.integers(-6, 30)))) for _ in range(len(layout) - layout.pages)]
     listed = ChunkList.of(payloads)
@@ -114,5 +118,6 @@ def fake_stream(
         settings={"quality": 50.0, "target": "quality"},
         listed=listed,
         chunks=payloads,
+        resolutions=resolutions,
     )
     return manifest, [*listed.pages(), *payloads]

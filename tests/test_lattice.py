@@ -38,6 +38,7 @@ def check_cover(scene: Scene, resolutions: tuple[Resolution, ...]) -> tuple[Latt
     """Every band lies on exactly one lattice; each of its pixels shows exactly one native sample; those of one
     sample lie together; and the pixel that a sample is read from shows it."""
     found = lattices(scene, resolutions)
+    assert len(found) <= 2 * len(scene.grids)  # limits.LATTICES_MAX
     places = Counter((member.grid, member.band) for lattice in found for member in lattice.members)
     assert places == {(n, band): 1 for n, one in enumerate(scene.grids) for band in range(len(one.bands))}
     for lattice in found:

@@ -12,7 +12,7 @@ import zstandard
 from downlink import limits
 from downlink.chunk import ChunkList, GridCoding, Layout
 from downlink.errors import Malformed, StreamError, TooLarge
-from downlink.manifest import Manifest
+from downlink.manifest import VERSION, Manifest
 from downlink.scene import Band, Grid, Scene, validate
 from tests.scenes import PATCH, PATCH_CODING, fake_stream
 
@@ -31,7 +31,11 @@ OF_THE_LINK = {  # and the test that tries it
     "KEEPALIVE_S": "test_admission.py",
 }
 UNITS = {"KIB", "MIB", "GIB", "PAGE_CHUNKS", "TILE_PX_MULTIPLE"}  # not bounds
-ELSEWHERE = {"BUNDLE_JSON_BYTES_MAX"}  # test_bundle.py
+ELSEWHERE = {  # and the test that tries it
+    "BUNDLE_JSON_BYTES_MAX": "test_bundle.py",
+    "SIDE_VALUES_MAX": "test_plane.py",
+    "LATTICES_MAX": "test_manifest.py",
+}
 GRID = Grid(10, 10, "uint8", (Band(),))
 
 
@@ -74,11 +78,11 @@ def check_raw_bytes(count: int) -> None:
 
 
 def check_manifest_bytes(count: int) -> None:
-    Manifest.unpack(b"\x01" + bytes(count - 1))
+    Manifest.unpack(bytes([VERSION]) + bytes(count - 1))
 
 
 def check_manifest_raw_bytes(count: int) -> None:
-    Manifest.unpack(b"\x01" + zstandard.compress(bytes(count)))
+    Manifest.unpack(bytes([VERSION]) + zstandard.compress(bytes(count)))
 
 
 CHECKS: dict[str, Callable[[int], object]] = {
@@ -113,12 +117,12 @@ def tags_of_bytes(count: int) -> dict[str, str]:
 
 def test_every_limit_is_tested() -> None:
     names = {name for name in vars(limits) if name.isupper()}
-    assert names - OF_THE_LINK.keys() - UNITS - ELSEWHERE == set(CHECKS) | {"STEP_MIN", "STEP_MAX"}
+    assert names - OF_THE_LINK.keys() - UNITS - ELSEWHERE.keys() == set(CHECKS) | {"STEP_MIN", "STEP_MAX"}
 
 
-@pytest.mark.parametrize("name", OF_THE_LINK)
-def test_every_limit_of_the_link_is_tried_where_it_is_said_to_be(name: str) -> None:
-    assert name in (Path(__file__).parent / OF_THE_LINK[name]).read_text()
+@pytest.mark.parametrize(("name", "file"), (OF_THE_LINK | ELSEWHERE).items())
+def test_every_other_limit_is_tried_where_it_is_said_to_be(name: str, file: str) -> None:
+    assert name in (Path(__file__).parent / file).read_text()
 
 
 @pytest.mark.parametrize("name", CHECKS)

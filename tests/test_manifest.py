@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from downlink import limits
 from downlink.chunk import ChunkList, GridCoding
 from downlink.errors import Corrupt, Malformed, StreamError, TooLarge, Unsupported
-from downlink.manifest import Manifest, scene_id
+from downlink.lattice import Resolution
+from downlink.manifest import VERSION, Manifest, scene_id
 from downlink.scene import Band, Grid, Scene
+from downlink.words import WORDS
 from tests.scenes import PATCH, PATCH_CODING, fake_stream
 
 
@@ -28,6 +30,15 @@ def manifest_of(**changes: Any) -> Manifest:
 
 MANIFEST, CHUNKS = fake_stream()
 PACKED = MANIFEST.pack()
+VERSION_BYTE = bytes([VERSION])
+RESAMPLED, _ = fake_stream(
+    PATCH,
+    (
+        msgspec.structs.replace(PATCH_CODING, planes=9),
+        msgspec.structs.replace(PATCH_CODING, planes=1, planes_per_chunk=1),
+    ),
+    resolutions=(Resolution(0, "612222122622"),),
+)
 
 
 def raw_of(manifest: Manifest = MANIFEST) -> list[Any]:
@@ -37,15 +48,68 @@ def raw_of(manifest: Manifest = MANIFEST) -> list[Any]:
 
 
 def packed_raw(raw: object) -> bytes:
-    return b"\x01" + zstandard.compress(msgspec.msgpack.encode(raw))
+    return VERSION_BYTE + zstandard.compress(msgspec.msgpack.encode(raw))
 
 
 def test_unpack_is_the_inverse_of_pack() -> None:
     assert Manifest.unpack(PACKED) == MANIFEST
 
 
-def test_a_patch_takes_less_than_400_bytes() -> None:
-    assert len(PACKED) < 400, len(PACKED)
+def test_a_patch_takes_less_than_300_bytes() -> None:
+    assert len(PACKED) < 300, len(PACKED)
+
+
+def test_the_dictionary_never_changes() -> None:
+    """Without these very bytes no manifest of this version can be read."""
+    assert len(WORDS) == 1142
+    assert hashlib.sha256(WORDS).hexdigest() == "0c0ee86ca722934ac4b837c8126a2e7a7549716bd3f67351dc106f21c18ab753"
+
+
+def test_resolutions_come_back_and_are_not_written_where_there_are_none() -> None:
+    assert Manifest.unpack(RESAMPLED.pack()) == RESAMPLED
+    assert len(RESAMPLED.layout()) > len(MANIFEST.layout())
+    assert [lattice.unit for lattice in RESAMPLED.lattices()] == [1, 6]
+    for manifest, fields in ((RESAMPLED, 10), (MANIFEST, 9)):
+        raw = limits.expand(manifest.pack()[1:], limits.MANIFEST_RAW_BYTES_MAX, "test", WORDS)
+        assert len(msgspec.msgpack.decode(raw)) == fields
+    assert Manifest.unpack(packed_raw(raw_of()[:9])) == Manifest.unpack(packed_raw([*raw_of()[:9], []])) == MANIFEST
+
+
+@pytest.mark.parametrize(
+    ("resolutions", "match"),
+    [
+        ((Resolution(),) * 2, "2 resolutions for 1 grids"),
+        ((Resolution(2),), "begin with unit 2"),
+        ((Resolution(7),), "unit 7 is none of"),
+        ((Resolution(0, "12"),), "repeats '12' for 12 bands"),
+        ((Resolution(0, "1" * 11 + "4"),), "repeats"),
+        ((Resolution(0, "1" * 11 + "6"),), "1 codings for 2 grids"),
+    ],
+)
+def test_resolutions_that_cannot_be_are_refused_on_both_ends(resolutions: Any, match: str) -> None:
+    manifest = manifest_of(resolutions=resolutions)
+    with pytest.raises(Malformed, match=match):
+        manifest.pack()
+    with pytest.raises(Malformed, match=match):
+        Manifest.unpack(packed_raw(raw_of(manifest)))
+
+
+@pytest.mark.parametrize("field", [[0, "", 6, 0], [0, "", 0, -1], [0, "1" * 513], [0, "", 0, 0, 0], [1.5], "1", {}])
+def test_a_resolution_of_other_fields_is_refused(field: Any) -> None:
+    with pytest.raises(Malformed, match="manifest: "):
+        Manifest.unpack(packed_raw([*raw_of()[:9], [field]]))
+
+
+def test_as_many_lattices_as_grids_can_have_come_back_and_one_more_is_refused() -> None:
+    grid = Grid(12, 12, "uint8", (Band("a"), Band("b")))
+    coding = GridCoding(planes=1, planes_per_chunk=1, groups=1, mask="none", step=1.0)
+    scene, resolutions = Scene("many", (grid,) * limits.GRIDS_MAX), (Resolution(0, "13"),) * limits.GRIDS_MAX
+    made, _ = fake_stream(scene, (coding,) * limits.LATTICES_MAX, resolutions=resolutions)
+    assert len(made.lattices()) == len(made.codings) == limits.LATTICES_MAX
+    assert Manifest.unpack(made.pack()) == made
+    more = msgspec.structs.replace(made, codings=(coding,) * (limits.LATTICES_MAX + 1))
+    with pytest.raises(Malformed, match="of length <= 32"):
+        Manifest.unpack(packed_raw(raw_of(more)))
 
 
 def test_the_id_is_the_hash_of_the_packed_bytes() -> None:
@@ -144,16 +208,17 @@ def test_values_that_disagree_are_refused_on_both_ends(changes: Any, error: type
     ("packed", "error", "match"),
     [
         (b"", Malformed, "0 bytes"),
-        (b"\x02" + PACKED[1:], Unsupported, "version 2, this program knows 1"),
+        (b"\x01" + PACKED[1:], Unsupported, "version 1, this program knows 2"),
+        (b"\x03" + PACKED[1:], Unsupported, "version 3, this program knows 2"),
         (PACKED[:1], Malformed, "zstd"),
         (PACKED + b"\x00", Malformed, "1 bytes after"),
         (PACKED + zstandard.compress(b"more"), Malformed, "bytes after"),
-        (b"\x01" + zstandard.compress(b""), Malformed, "truncated"),
-        (b"\x01" + zstandard.compress(b"\x93\xa1\xff"), Malformed, "manifest: "),
+        (VERSION_BYTE + zstandard.compress(b""), Malformed, "truncated"),
+        (VERSION_BYTE + zstandard.compress(b"\x93\xa1\xff"), Malformed, "manifest: "),
         (packed_raw({"scene": 1}), Malformed, "Expected `array`"),
-        (packed_raw([*raw_of(), 1]), Malformed, "at most length 9"),
-        (packed_raw(raw_of()[:-1]), Malformed, "at least length 9"),
-        (b"\x01" + zstandard.compress(b"\x91" * 100_000), Malformed, "manifest: "),
+        (packed_raw([*raw_of(), 1]), Malformed, "at most length 10"),
+        (packed_raw(raw_of()[:-2]), Malformed, "at least length 9"),
+        (VERSION_BYTE + zstandard.compress(b"\x91" * 100_000), Malformed, "manifest: "),
         (bytes(limits.MANIFEST_BYTES_MAX + 1), TooLarge, "65537 is above the limit of 65536"),
     ],
 )
@@ -175,7 +240,7 @@ def rows_under(heading: str) -> list[list[str]]:
     return [[cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in lines]
 
 
-@pytest.mark.parametrize("struct", [Manifest, Scene, Grid, Band, GridCoding])
+@pytest.mark.parametrize("struct", [Manifest, Scene, Grid, Band, GridCoding, Resolution])
 def test_the_document_lists_the_fields_in_their_order(struct: type[msgspec.Struct]) -> None:
     assert [row[0] for row in rows_under(f"{struct.__name__} fields")] == list(struct.__struct_fields__)
 
@@ -198,12 +263,12 @@ def unpack_or_refuse(packed: bytes) -> None:
 @settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_mutated_bytes_give_a_manifest_or_a_stream_error(data: st.DataObject) -> None:
-    mutated = bytearray(msgspec.msgpack.encode(raw_of()))
+    mutated = bytearray(msgspec.msgpack.encode(raw_of(RESAMPLED)))
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(mutated)))
         mutated[start : start + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
-    unpack_or_refuse(b"\x01" + zstandard.compress(bytes(mutated)))
-    unpack_or_refuse(b"\x01" + bytes(mutated))
+    unpack_or_refuse(VERSION_BYTE + zstandard.compress(bytes(mutated)))
+    unpack_or_refuse(VERSION_BYTE + bytes(mutated))
 
 
 odd_values: st.SearchStrategy[Any] = (
@@ -223,7 +288,7 @@ odd_values: st.SearchStrategy[Any] = (
 @given(st.data())
 def test_any_value_anywhere_gives_a_manifest_or_a_stream_error(data: st.DataObject) -> None:
     """Structure-aware: walk into the lists and replace, drop or repeat what is there."""
-    raw = raw_of()
+    raw = raw_of(data.draw(st.sampled_from([MANIFEST, RESAMPLED])))
     for _ in range(data.draw(st.integers(1, 3))):
         here: Any = raw
         while True:
@@ -268,7 +333,7 @@ def hostile_manifests() -> list[bytes]:
     claim = b"\x28\xb5\x2f\xfd\xe0" + (2**44).to_bytes(8, "little") + b"\x01\x00\x00"
     bomb = zstandard.compress(bytes(2**28))[: limits.MANIFEST_BYTES_MAX - 1]
     lists = [huge, wide, bands, grids, count, pages, tiny_tiles, tags]
-    return [packed_raw(raw) for raw in lists] + [b"\x01" + claim, b"\x01" + bomb]
+    return [packed_raw(raw) for raw in lists] + [VERSION_BYTE + claim, VERSION_BYTE + bomb]
 
 
 def test_hostile_manifests_are_refused_fast() -> None:

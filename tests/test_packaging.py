@@ -172,7 +172,7 @@ def test_models_are_listed_shown_verified_and_split(tmp_path: Path) -> None:
     assert half.has("encoder.onnx")
     assert not half.has("decoder.onnx")
     assert "(encoder)" in run.invoke(main, ["models", "verify", str(tmp_path / "half")]).output
-    (tmp_path / "half" / "prior.onnx").write_bytes(b"damaged")
+    (tmp_path / "half" / "prior_2.onnx").write_bytes(b"damaged")
     damaged = run.invoke(main, ["models", "verify", str(tmp_path / "half")])
     assert damaged.exit_code == 1
     assert damaged.output.startswith("Error: ")

@@ -362,6 +362,7 @@ def test_five_hundred_and_twelve_bands_stay_within_a_chunk():
     for step, blocks in ((0.001, 10**7), (50.0, 10**4)):
         front = statistics.front_end(step, blocks)
         assert 1 <= front.planes < 512
+        assert max(rows.size for rows in front.rows) <= limits.SIDE_VALUES_MAX
         assert len(front.pack()) <= limits.CHUNK_BYTES_MAX
         check_same(front, again(front))
 
