@@ -14,7 +14,8 @@ import pytest
 
 rasterio = pytest.importorskip("rasterio", reason="pip install 'latent-downlink[ground]'")
 
-from decoder_node.decoder import PlaneDecoder, decode_rows  # noqa: E402
+from decoder_node.compose import decode_rows  # noqa: E402
+from decoder_node.decoder import PlaneDecoder  # noqa: E402
 from decoder_node.worker import decode_stream  # noqa: E402
 from downlink.bundle import find  # noqa: E402
 from downlink.errors import SceneError  # noqa: E402
