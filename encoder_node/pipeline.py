@@ -58,7 +58,9 @@ class _LatticeEncoder:
         self.reader, self.encoder = reader, encoder
         lattice = reader.lattice
         plain = reader.statistics()
-        importance = band_weights(weights, lattice.grid.bands, plain.deviations)
+        first = [0, *np.cumsum([len(grid.bands) for grid in reader.source.scene.grids]).tolist()]
+        numbers = [first[member.grid] + member.band + 1 for member in lattice.members]
+        importance = band_weights(weights, lattice.grid.bands, numbers, plain.deviations)
         self.statistics = plain.weighted(lattice.weights, importance)
         self.blocks = -(-lattice.height // BLOCK) * -(-lattice.width // BLOCK)
 

@@ -45,8 +45,11 @@ def _pair(part: str) -> tuple[str, float]:
     return name, weight
 
 
-def band_weights(text: str, bands: Sequence[Band], deviations: NDArray[np.float64]) -> NDArray[np.float32] | None:
-    """Weights of a lattice's bands; None for equal ones. `deviations` (bands) are the bands' own, in DN."""
+def band_weights(
+    text: str, bands: Sequence[Band], numbers: Sequence[int], deviations: NDArray[np.float64]
+) -> NDArray[np.float32] | None:
+    """Weights of a lattice's bands; None for equal ones. `numbers` are the bands' own in the scene, from 1;
+    `deviations` (bands) theirs, in DN."""
     if text == EQUAL:
         return None
     if text == BALANCED:
@@ -56,8 +59,7 @@ def band_weights(text: str, bands: Sequence[Band], deviations: NDArray[np.float6
         weights = np.ones(len(bands))
         for name, weight in map(_pair, text.split(",")):
             chosen = [i for i, band in enumerate(bands) if band.name == name]
-            if not chosen and name.isdigit() and 1 <= int(name) <= len(bands):
-                chosen = [int(name) - 1]
+            chosen = chosen or [i for i, number in enumerate(numbers) if name == str(number)]
             weights[chosen] = weight
     return (weights * np.sqrt(np.mean(1 / weights**2))).astype(np.float32)
 
