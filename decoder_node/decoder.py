@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from decoder_node.exact import exact_rows
 from downlink import mask as masks
 from downlink import selftest
 from downlink.bundle import Bundle
@@ -266,17 +267,32 @@ def _overlap(side: int, have: int, before: int, core: int, after: int) -> tuple[
     return slice(0, count), slice(before + core, before + core + count)
 
 
-def decode_rows(manifest: Manifest, chunk: Callable[[int], bytes | None], decoder: PlaneDecoder) -> Iterator[Row]:
+def decode_rows(
+    manifest: Manifest, chunk: Callable[[int], bytes | None], decoder: PlaneDecoder | None
+) -> Iterator[Row]:
     """Decode a stream row by row: grid 0 top to bottom, then grid 1, and so on.
 
-    `chunk(i)` gives chunk i's checked payload, or None where it has not arrived. Raises BundleError if `decoder` is
-    of another bundle, StreamError subclasses for payloads that cannot be what the manifest says.
+    `chunk(i)` gives chunk i's checked payload, or None where it has not arrived. `decoder` may be None if all grids are
+    exact. Raises BundleError if it is of another bundle, StreamError subclasses for payloads that cannot be what the
+    manifest says.
     """
+    layout = manifest.layout()
+    for number, coding in enumerate(manifest.codings):
+        if coding.method == "exact":
+            for row in exact_rows(manifest, layout, number, chunk):
+                yield Row(number, *row)
+        else:
+            yield from _GridDecoder(manifest, layout, number, chunk, _fitting(manifest, decoder)).rows()
+
+
+def _fitting(manifest: Manifest, decoder: PlaneDecoder | None) -> PlaneDecoder:
+    if decoder is None:
+        raise BundleError(
+            f"scene needs bundle {manifest.bundle_name}, but no decoder was given; give one of that bundle"
+        )
     if decoder.bundle.id != manifest.bundle:
         raise BundleError(
             f"scene was coded with bundle {manifest.bundle_name} {manifest.bundle.hex()[:16]}…, this decoder is "
             f"{decoder.bundle.name} {decoder.bundle.id.hex()[:16]}…; give the decoder that bundle"
         )
-    layout = manifest.layout()
-    for number in range(len(manifest.scene.grids)):
-        yield from _GridDecoder(manifest, layout, number, chunk, decoder).rows()
+    return decoder

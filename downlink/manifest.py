@@ -28,9 +28,12 @@ from downlink.chunk import ChunkList, GridCoding, Layout, check_chunk
 from downlink.errors import Malformed, Unsupported
 from downlink.scene import Scene
 
-__all__ = ["BUNDLE_NAME", "VERSION", "GridCoding", "Manifest", "scene_id"]
+__all__ = ["BUNDLE_NAME", "NO_BUNDLE", "NO_BUNDLE_NAME", "VERSION", "GridCoding", "Manifest", "scene_id"]
 
 VERSION: Final = 1
+NO_BUNDLE: Final = bytes(32)
+"""The id in place of a bundle's when all grids are exact and none is needed."""
+NO_BUNDLE_NAME: Final = "none"
 BUNDLE_NAME: Final = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,{limits.BUNDLE_NAME_CHARS_MAX - 1}}}")
 
 _LEVEL: Final = 19  # once per scene, on some hundred bytes: the best level costs a millisecond
@@ -86,6 +89,11 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
         manifest.validate()
         return manifest
 
+    @property
+    def exact(self) -> bool:
+        """Whether all grids are exact, so that decoding needs no bundle."""
+        return all(coding.method == "exact" for coding in self.codings)
+
     def layout(self) -> Layout:
         """The numbering of this stream's chunks."""
         return Layout(self.scene, self.codings)
@@ -138,6 +146,8 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
             raise Malformed(f"manifest: bundle name {name!r} does not match {BUNDLE_NAME.pattern}")
         self._validate_settings()
         layout = self.layout()
+        if self.bundle == NO_BUNDLE and not self.exact:
+            raise Malformed("manifest: names no bundle, but a grid is coded by method 'planes', which needs one")
         if self.chunk_count != len(layout):
             raise Malformed(f"manifest: states {self.chunk_count} chunks, its geometry gives {len(layout)}")
         if len(self.pages) != layout.pages:

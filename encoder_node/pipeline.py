@@ -21,6 +21,7 @@ from downlink.plane import FrontEnd, Statistics
 from downlink.quality import default_peak
 from downlink.scene import Scene, validate
 from encoder_node.encoder import PlaneEncoder, TileSymbols
+from encoder_node.exact import encode_exact
 from encoder_node.source import Source
 from encoder_node.spool import EncodedScene, Spool
 from encoder_node.target import Estimate, Target, search_step, step_of_quality
@@ -193,6 +194,8 @@ def encode_scene(
     progress: Progress | None = None,
 ) -> EncodedScene:
     """Encode a scene. `progress(done, total)` counts tiles. Raises SceneError for input that cannot be taken."""
+    if target.max_error is not None:
+        return encode_exact(source, target.max_error, target.settings, spool_dir, progress)
     scene = source.scene
     validate(scene)
     halo = encoder.spec.encoder_halo

@@ -23,17 +23,26 @@ TOLERANCE = 0.004
 
 @dataclass(frozen=True)
 class Target:
-    """At most one of the three; none means quality 50. PSNR is against 10000, or 255 for 8-bit scenes."""
+    """At most one of the four; none means quality 50. PSNR is against 10000, or 255 for 8-bit scenes. `max_error` is a
+    promise for every valid pixel, in units of the pixels; 0 is lossless."""
 
     quality: float | None = None
     bits_per_sample: float | None = None
     psnr_db: float | None = None
+    max_error: int | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("quality", "bits_per_sample", "psnr_db") if getattr(self, name) is not None]
+        given = [
+            name for name in ("quality", "bits_per_sample", "psnr_db", "max_error") if getattr(self, name) is not None
+        ]
         if len(given) > 1:
             raise SceneError(f"targets {' and '.join(given)} were both given; give one")
-        bounds = {"quality": (QUALITY_MIN, QUALITY_MAX), "bits_per_sample": (0.001, 16.0), "psnr_db": (10.0, 90.0)}
+        bounds = {
+            "quality": (QUALITY_MIN, QUALITY_MAX),
+            "bits_per_sample": (0.001, 16.0),
+            "psnr_db": (10.0, 90.0),
+            "max_error": (0, limits.MAX_ERROR_MAX),
+        }
         for name in given:
             value, (low, high) = getattr(self, name), bounds[name]
             if not low <= value <= high:
@@ -48,6 +57,8 @@ class Target:
             return {"bits_per_sample": float(self.bits_per_sample)}
         if self.psnr_db is not None:
             return {"psnr_db": float(self.psnr_db)}
+        if self.max_error is not None:
+            return {"max_error": float(self.max_error)}
         return {"quality": float(DEFAULT_QUALITY if self.quality is None else self.quality)}
 
 
