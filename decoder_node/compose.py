@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder_node.decoder import LatticeDecoder, LatticeRow, PlaneDecoder
+from decoder_node.exact import exact_rows
 from downlink.errors import BundleError
 from downlink.lattice import Lattice, Member, sample_index
 from downlink.manifest import Manifest
@@ -43,25 +44,38 @@ class _Coarse:
     row: LatticeRow
 
 
-def decode_rows(manifest: Manifest, chunk: Callable[[int], bytes | None], decoder: PlaneDecoder) -> Iterator[Row]:
+def decode_rows(
+    manifest: Manifest, chunk: Callable[[int], bytes | None], decoder: PlaneDecoder | None
+) -> Iterator[Row]:
     """Decode a stream row by row: grid 0 top to bottom, then grid 1, and so on.
 
-    `chunk(i)` gives chunk i's checked payload, or None where it has not arrived. Raises BundleError if `decoder` is
-    of another bundle, StreamError subclasses for payloads that cannot be what the manifest says.
+    `chunk(i)` gives chunk i's checked payload, or None where it has not arrived. `decoder` may be None if all grids are
+    exact. Raises BundleError if it is of another bundle, StreamError subclasses for payloads that cannot be what the
+    manifest says.
     """
+    layout, lattices = manifest.layout(), manifest.lattices()
+    for grids in _families(manifest):
+        numbers = [number for number, lattice in enumerate(lattices) if lattice.members[0].grid in grids]
+        if manifest.codings[numbers[0]].method == "exact":
+            for row in exact_rows(manifest, layout, numbers[0], chunk):
+                yield Row(grids[0], *row)
+            continue
+        fitting = _fitting(manifest, decoder)
+        decoders = [LatticeDecoder(manifest, lattices[n], layout, n, chunk, fitting) for n in numbers]
+        yield from _family(manifest, grids, decoders)
+
+
+def _fitting(manifest: Manifest, decoder: PlaneDecoder | None) -> PlaneDecoder:
+    if decoder is None:
+        raise BundleError(
+            f"scene needs bundle {manifest.bundle_name}, but no decoder was given; give one of that bundle"
+        )
     if decoder.bundle.id != manifest.bundle:
         raise BundleError(
             f"scene was coded with bundle {manifest.bundle_name} {manifest.bundle.hex()[:16]}…, this decoder is "
             f"{decoder.bundle.name} {decoder.bundle.id.hex()[:16]}…; give the decoder that bundle"
         )
-    layout = manifest.layout()
-    decoders = [
-        LatticeDecoder(manifest, lattice, layout, number, chunk, decoder)
-        for number, lattice in enumerate(manifest.lattices())
-    ]
-    for grids in _families(manifest):
-        members = [one for one in decoders if one.lattice.members[0].grid in grids]
-        yield from _family(manifest, grids, members)
+    return decoder
 
 
 def _families(manifest: Manifest) -> list[list[int]]:
@@ -114,7 +128,7 @@ def _whole(decoder: LatticeDecoder) -> LatticeRow:
 
 def _compose(grid: Grid, number: int, lattice: Lattice, row: LatticeRow, coarse: list[_Coarse]) -> Row | None:
     """The rows of a grid that a row of tiles of the finest lattice completes; None if there are none."""
-    pixel = next((m.pixel for one in (lattice, *(c.lattice for c in coarse)) for m in one.members if m.grid == number))
+    pixel = next(m.pixel for one in (lattice, *(c.lattice for c in coarse)) for m in one.members if m.grid == number)
     lines = row.full.shape[1] if len(row.full) else 2 * row.half.shape[1]
     height = min(row.row + lines, lattice.height)
     top, bottom = (-(-max(0, at * lattice.unit + lattice.row) // pixel) for at in (row.row, height))

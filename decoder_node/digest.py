@@ -29,8 +29,8 @@ from decoder_node.compose import decode_rows
 from decoder_node.decoder import PlaneDecoder
 from downlink.bundle import find_id
 from downlink.chunk import ChunkKey, Kind
-from downlink.errors import BundleError, DownlinkError
 from downlink.dct import BLOCK
+from downlink.errors import BundleError, DownlinkError
 from downlink.latent import ReceivedTile, TileCode, decode_tiles
 from downlink.manifest import Manifest
 from downlink.plane import unpack_front_end

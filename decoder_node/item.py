@@ -37,6 +37,15 @@ _MEDIA: Final = {
 }
 
 
+def _compression(manifest: Manifest) -> str:
+    """What was done to the pixels on board."""
+    if not manifest.exact:
+        bundle = f"bundle {manifest.bundle_name} ({manifest.bundle.hex()[:12]})"
+        return f"Lossy learned compression on board with {bundle}"
+    most = max(coding.max_error for coding in manifest.codings)
+    return f"Compressed on board with errors of at most {most}" if most else "Losslessly compressed on board"
+
+
 def make_item(
     scene_id: str,
     manifest: Manifest,
@@ -55,10 +64,7 @@ def make_item(
         "created": created,
         **interval(scene.acquired, received),
         "processing:software": {"latent-downlink": __version__},
-        "processing:lineage": (
-            f"Lossy learned compression on board with bundle {manifest.bundle_name} "
-            f"({manifest.bundle.hex()[:12]}), decoded on the ground"
-        ),
+        "processing:lineage": f"{_compression(manifest)}, decoded on the ground",
         "downlink:acquired": scene.acquired,
         "downlink:bundle": manifest.bundle_name,
         "downlink:bundle_id": manifest.bundle.hex(),

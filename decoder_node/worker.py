@@ -90,9 +90,12 @@ def decode_stream(source: Path, target: Path, model_folders: Sequence[Path], thr
         manifest = reader.manifest
         paths = output_paths(target, manifest.scene)
         _check_outputs(source, paths)
-        bundle = find_id(manifest.bundle, model_folders, needs="decoder.onnx")
-        decoder = PlaneDecoder(bundle, threads=threads)
-        tags = {"scene_id": reader.scene_id, "bundle": f"{bundle.name} {bundle.id.hex()[:12]}"}
+        decoder: PlaneDecoder | None = None
+        tags = {"scene_id": reader.scene_id}
+        if not manifest.exact:
+            bundle = find_id(manifest.bundle, model_folders, needs="decoder.onnx")
+            decoder = PlaneDecoder(bundle, threads=threads)
+            tags["bundle"] = f"{bundle.name} {bundle.id.hex()[:12]}"
         missing: list[float] = []
         rows = decode_rows(manifest, reader.chunk, decoder)
         for grid, strips in itertools.groupby(rows, key=lambda row: row.grid):

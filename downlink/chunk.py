@@ -29,11 +29,13 @@ from numpy.typing import NDArray
 from downlink import limits, mask
 from downlink.checksum import crc32c
 from downlink.errors import Corrupt, Malformed, TooLarge, Unsupported
+from downlink.exact_lattice import LEVELS
 from downlink.mask import MaskMode
 from downlink.scene import Grid, Scene
 from downlink.tile import TileGrid
 
-METHODS: Final = ("planes",)
+METHODS: Final = ("planes", "exact")
+EXACT_GROUPS_MAX: Final = LEVELS + 1  # one per level, and one for the first lattice
 
 
 class Kind(IntEnum):
@@ -56,15 +58,21 @@ class ChunkKey(NamedTuple):
 
 
 class GridCoding(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
-    """How one grid is coded and cut. Positional on the wire: never reorder the fields."""
+    """How one grid is coded and cut. Positional on the wire: never reorder the fields.
+
+    Method "planes": decorrelated planes through a bundle's network. Method "exact": the bands themselves by plain
+    prediction (`downlink.exact`), each valid pixel with an error of at most `max_error`; its planes are the bands in
+    the order of coding.
+    """
 
     method: str = "planes"
     tile: int = 256  # core size, px
     planes: int  # decorrelated planes sent; at most the grid's bands
     planes_per_chunk: int
-    groups: int  # layers of latent channels
+    groups: int  # layers of latent channels, or of resolution
     mask: MaskMode
-    step: float  # of the quantiser, in units of the pixels
+    step: float  # of the quantiser, in units of the pixels; 1 if exact
+    max_error: int = 0  # of any valid pixel, in units of the pixels; only if exact
 
     @property
     def blocks(self) -> int:
@@ -95,6 +103,22 @@ def validate_coding(coding: GridCoding, grid: Grid, what: str) -> None:
         raise Malformed(f"{what}: {coding.groups} groups; there must be 1 to {limits.GROUPS_MAX}")
     if not limits.STEP_MIN <= coding.step <= limits.STEP_MAX:  # NaN fails as well
         raise Malformed(f"{what}: step {coding.step} is not within {limits.STEP_MIN} to {limits.STEP_MAX}")
+    if coding.method == "exact":
+        _validate_exact(coding, grid, what)
+    elif coding.max_error:
+        raise Malformed(f"{what}: promises errors of at most {coding.max_error}, which method 'planes' cannot keep")
+
+
+def _validate_exact(coding: GridCoding, grid: Grid, what: str) -> None:
+    if coding.planes != len(grid.bands):
+        raise Malformed(f"{what}: {coding.planes} of {len(grid.bands)} bands; an exact grid has them all")
+    if coding.groups > EXACT_GROUPS_MAX:
+        raise Malformed(f"{what}: {coding.groups} groups; an exact grid has {EXACT_GROUPS_MAX} levels at most")
+    if coding.step != 1:
+        raise Malformed(f"{what}: step {coding.step}; that of an exact grid is 1")
+    if coding.max_error < 0:
+        raise Malformed(f"{what}: error of at most {coding.max_error}; it must be 0 (lossless) or more")
+    limits.at_most(coding.max_error, limits.MAX_ERROR_MAX, f"{what}: error allowed", "that is all of 16 bits")
 
 
 class _Run(NamedTuple):

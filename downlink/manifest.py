@@ -30,9 +30,12 @@ from downlink.lattice import Lattice, Resolution, coded_scene, lattices
 from downlink.scene import Scene
 from downlink.words import WORDS
 
-__all__ = ["BUNDLE_NAME", "VERSION", "GridCoding", "Manifest", "scene_id"]
+__all__ = ["BUNDLE_NAME", "NO_BUNDLE", "NO_BUNDLE_NAME", "VERSION", "GridCoding", "Manifest", "scene_id"]
 
 VERSION: Final = 2
+NO_BUNDLE: Final = bytes(32)
+"""The id in place of a bundle's when all grids are exact and none is needed."""
+NO_BUNDLE_NAME: Final = "none"
 BUNDLE_NAME: Final = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,{limits.BUNDLE_NAME_CHARS_MAX - 1}}}")
 
 _DICTIONARY: Final = zstandard.ZstdCompressionDict(WORDS, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
@@ -93,6 +96,11 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
         manifest.validate()
         return manifest
 
+    @property
+    def exact(self) -> bool:
+        """Whether all grids are exact, so that decoding needs no bundle."""
+        return all(coding.method == "exact" for coding in self.codings)
+
     def layout(self) -> Layout:
         """The numbering of this stream's chunks."""
         return Layout(coded_scene(self.scene, self.resolutions), self.codings)
@@ -152,6 +160,8 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
             raise Malformed(f"manifest: bundle name {name!r} does not match {BUNDLE_NAME.pattern}")
         self._validate_settings()
         layout = self.layout()
+        if self.bundle == NO_BUNDLE and not self.exact:
+            raise Malformed("manifest: names no bundle, but a grid is coded by method 'planes', which needs one")
         if self.chunk_count != len(layout):
             raise Malformed(f"manifest: states {self.chunk_count} chunks, its geometry gives {len(layout)}")
         if len(self.pages) != layout.pages:

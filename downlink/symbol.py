@@ -69,15 +69,15 @@ class SymbolEncoder:
         self._sides.append((bytes(exceptions), bytes(rest)))
         self._coded_bits += self._tables.coded_bits(located.entries)
 
-    def finish(self, lanes: int | None = None) -> bytes:
-        """The payload. More lanes cost bytes and save time; None takes as many as cost 0.7 %."""
+    def finish(self, lanes: int | None = None, most: int = rans.MAX_LANES) -> bytes:
+        """The payload. More lanes cost bytes and save time; None takes as many as cost 0.7 %, but not above `most`."""
         side = b"".join((exceptions if self._excepted else b"") + rest for exceptions, rest in self._sides)[::-1]
         if not any(len(entries) for entries in self._entries):
             return pack_bits(np.array([NOTHING_CODED, 1]), np.array([4, 1])) + side if self._excepted else b""
         if lanes is None:
             share, whole = _OVERHEAD
             affordable = int(self._coded_bits) * share // (whole * _LANE_BITS)
-            lanes = 1 << min(rans.MAX_LANES, max(1, affordable)).bit_length() - 1
+            lanes = 1 << min(most, max(1, affordable)).bit_length() - 1
         states, words = rans.encode(self._tables.model, self._entries, lanes)
         extra = np.array([state.bit_length() - 17 for state in states.tolist()])
         mantissas = states.astype(np.int64) - (1 << 16 + extra)

@@ -97,6 +97,9 @@ def _targets(command: Command) -> Command:
         click.option(
             "--psnr", "psnr", type=float, metavar="DB", help="Aim at this PSNR, against 10000 (255 for 8-bit scenes)."
         ),
+        click.option(
+            "--max-error", type=int, metavar="D", help="No pixel is off by more than D; 0 is lossless. Needs no model."
+        ),
         click.option("--bits-per-sample", type=float, metavar="R", help="Aim at this rate."),
         click.option(
             "--quality", type=float, metavar="Q", help="Quality, 0 to 120: 8 more halve the error. Default 50."
@@ -138,10 +141,10 @@ def _target() -> Target:
     from encoder_node.target import Target
 
     ctx = click.get_current_context()
-    names = ("quality", "bits_per_sample", "psnr")
+    names = ("quality", "bits_per_sample", "psnr", "max_error")
     typed = [name for name in names if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
     given = {name: ctx.params[name] for name in typed or names}
-    return Target(given.get("quality"), given.get("bits_per_sample"), given.get("psnr"))
+    return Target(given.get("quality"), given.get("bits_per_sample"), given.get("psnr"), given.get("max_error"))
 
 
 @main.command()
@@ -292,12 +295,18 @@ def run(
         give_up_s=patience,
         software=f"encoder-node {__version__}",
     )
-    again = [f"--{name.replace('_', '-').removesuffix('-db')}={value}" for name, value in target.settings.items()]
+    again = [_option(name, value) for name, value in target.settings.items()]
     again += [f"--model={model}", f"--threads={threads}"]
     with Outbox(outbox, create=True) as box, _alone(outbox):
         from encoder_node.sender import Sender
 
         asyncio.run(_run(lambda: Sender(box, options), watch, again, once))
+
+
+def _option(name: str, value: str | float) -> str:
+    """A target as it is typed; whole numbers without a point, as `--max-error` wants them."""
+    whole = isinstance(value, float) and value.is_integer()
+    return f"--{name.replace('_', '-').removesuffix('-db')}={int(value) if whole else value}"
 
 
 async def _run(make: Callable[[], Sender], folder: Path | None, options: list[str], once: bool) -> None:
@@ -379,12 +388,21 @@ def _encoded(scene: Path, model: str, target: Target, threads: int, spool: Path)
 
     source = open_source(scene)
     try:
+        for note in source.notes:
+            click.echo(f"Note: {shown(scene)}: {note}", err=True)
+        if target.max_error is not None:
+            from encoder_node.exact import encode_exact
+
+            with (
+                _progress(scene.name) as progress,
+                encode_exact(source, target.max_error, target.settings, spool, progress) as encoded,
+            ):
+                yield encoded
+            return
         from downlink.bundle import find
         from encoder_node.encoder import PlaneEncoder
         from encoder_node.pipeline import encode_scene
 
-        for note in source.notes:
-            click.echo(f"Note: {shown(scene)}: {note}", err=True)
         encoder = PlaneEncoder(find(model), threads=threads)
         with _progress(scene.name) as progress, encode_scene(source, encoder, target, spool, progress) as encoded:
             yield encoded

@@ -12,19 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
-from downlink import limits, mask
+from downlink import limits
 from downlink.chunk import ChunkKey, GridCoding, Kind
 from downlink.context import LEVEL_ZERO, LEVELS_PER_OCTAVE
-from downlink.errors import SceneError
 from downlink.dct import BLOCK, CHANNELS, subband
-from downlink.lattice import Resolution, join, lattices, resolution_of
+from downlink.errors import SceneError
 from downlink.latent import GROUPS, TileCode, encode_tile, tile_bits
+from downlink.lattice import Resolution, join, lattices, resolution_of
 from downlink.mask import MaskMode
 from downlink.plane import FrontEnd
 from downlink.quality import default_peak
 from downlink.repeat import Repetition
 from downlink.scene import Scene, validate
 from encoder_node.encoder import Analysed, PlaneEncoder
+from encoder_node.exact import encode_exact
+from encoder_node.mask_spool import MaskSpool
 from encoder_node.source import Source
 from encoder_node.spool import EncodedScene, Spool
 from encoder_node.target import Estimate, Target, rate_slope, search_step, step_of_quality
@@ -130,10 +132,10 @@ class _LatticeEncoder:
         grid = self.reader.number
         code = self._code(front_end, block)
         spool.put(ChunkKey(Kind.SIDE, grid=grid), front_end.pack())
-        mode: MaskMode = "none"
+        masks = MaskSpool(grid, len(self.reader.grid.bands), self.reader.tiles, spool)
         for row in range(self.reader.tiles.rows):
             for tile in self.reader.row(row):
-                mode = self._put_mask(tile, mode, spool)
+                masks.put(tile.number, tile.nodata())
                 symbols = self._analyse(tile, front_end, code, step).symbols
                 chunks = encode_tile(code, symbols, self.encoder.prior)
                 for (group, number), payload in chunks.items():
@@ -141,38 +143,7 @@ class _LatticeEncoder:
                         raise _ChunkTooLarge
                     spool.put(ChunkKey(Kind.LATENT, grid, tile.number, group, number), payload)
                 progress()
-        return mode
-
-    def _put_mask(self, tile: TilePixels, mode: MaskMode, spool: Spool) -> MaskMode:
-        """Keep a tile's nodata mask; the grid's mode becomes 'bands' at the first tile whose bands differ, and
-        earlier tiles' shared masks are repeated for every block of bands."""
-        grid, bands = self.reader.number, len(self.reader.grid.bands)
-        core = tile.nodata()
-        if core is None or not core.any():
-            return mode
-        if mode != "bands" and bands > 1 and bool((core != core[:1]).any()):
-            self._unshare_masks(tile.number, spool)
-            mode = "bands"
-        elif mode == "none":
-            mode = "shared"
-        for number in range(mask.blocks(mode, bands)):
-            planes = mask.block_bands(mode, bands, number)
-            payload = mask.encode_mask(np.ascontiguousarray(core[planes.start : planes.stop]))
-            spool.put(ChunkKey(Kind.MASK, grid, tile.number, 0, number), payload)
-        return mode
-
-    def _unshare_masks(self, before: int, spool: Spool) -> None:
-        grid, bands = self.reader.number, len(self.reader.grid.bands)
-        for number in range(before):
-            window = self.reader.tiles.tile(number).window
-            payload = spool.get(ChunkKey(Kind.MASK, grid, number))
-            if not payload:
-                continue
-            shared = mask.decode_mask(payload, (1, window.height, window.width))
-            for block in range(mask.blocks("bands", bands)):
-                count = len(mask.block_bands("bands", bands, block))
-                repeated = np.ascontiguousarray(np.broadcast_to(shared, (count, *shared.shape[1:])))
-                spool.put(ChunkKey(Kind.MASK, grid, number, 0, block), mask.encode_mask(repeated))
+        return masks.mode
 
 
 def _planes_per_chunk(front_end: FrontEnd) -> int:
@@ -229,6 +200,8 @@ def encode_scene(
 ) -> EncodedScene:
     """Encode a scene. `progress(done, total)` counts tiles. Raises SceneError for input that cannot be taken."""
     validate(source.scene)
+    if target.max_error is not None:
+        return encode_exact(source, target.max_error, target.settings, spool_dir, progress)
     check_names(target.weights, [band for grid in source.scene.grids for band in grid.bands])
     resolutions = resolutions_of(source)
     try:
@@ -247,8 +220,7 @@ def _encode(
 ) -> EncodedScene:
     scene = source.scene
     readers = [
-        LatticeReader(source, lattice, number, TILE)
-        for number, lattice in enumerate(lattices(scene, resolutions))
+        LatticeReader(source, lattice, number, TILE) for number, lattice in enumerate(lattices(scene, resolutions))
     ]
     encoders = [_LatticeEncoder(reader, encoder, target.weights) for reader in readers]
     steps = _steps(target, scene, encoders)

@@ -24,9 +24,9 @@ SCALE_UNIT = 0.11
 EXPONENT_LIMIT = 60.0
 
 Floats = NDArray[np.float32]
-_INVERSE_SCALES = (
-    math.pi / (SCALE_UNIT * math.sqrt(3)) * np.exp2(-(np.arange(256, dtype=np.float32) - 1) / 4)
-).astype(np.float32)
+_INVERSE_SCALES = (math.pi / (SCALE_UNIT * math.sqrt(3)) * np.exp2(-(np.arange(256, dtype=np.float32) - 1) / 4)).astype(
+    np.float32
+)
 
 
 def _bits(offset: Floats, inverse: Floats) -> Floats:

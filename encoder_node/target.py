@@ -28,18 +28,20 @@ TOLERANCE = 0.004
 
 @dataclass(frozen=True)
 class Target:
-    """At most one of the four; none means quality 50. PSNR is against 10000, or 255 for 8-bit scenes. `stream_bytes` is
-    a budget that the stream may not exceed."""
+    """At most one of the five; none means quality 50. PSNR is against 10000, or 255 for 8-bit scenes. `stream_bytes` is
+    a budget that the stream may not exceed; `max_error` is a promise for every valid pixel, in units of the pixels; 0 is
+    lossless."""
 
     quality: float | None = None
     bits_per_sample: float | None = None
     psnr_db: float | None = None
     stream_bytes: int | None = None
+    max_error: int | None = None
     weights: str = EQUAL
     """How much each band's error counts (`encoder_node.weights`)."""
 
     def __post_init__(self) -> None:
-        names = ("quality", "bits_per_sample", "psnr_db", "stream_bytes")
+        names = ("quality", "bits_per_sample", "psnr_db", "stream_bytes", "max_error")
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) > 1:
             raise SceneError(f"targets {' and '.join(given)} were both given; give one")
@@ -48,6 +50,7 @@ class Target:
             "bits_per_sample": (0.001, 16.0),
             "psnr_db": (10.0, 90.0),
             "stream_bytes": (BUDGET_MIN, limits.SCENE_RAW_BYTES_MAX),
+            "max_error": (0, limits.MAX_ERROR_MAX),
         }
         parse(self.weights)
         for name in given:
@@ -88,6 +91,8 @@ class Target:
             return asked | {"psnr_db": float(self.psnr_db)}
         if self.stream_bytes is not None:
             return asked | {"stream_bytes": float(self.stream_bytes)}
+        if self.max_error is not None:
+            return {"max_error": float(self.max_error)}
         return asked | {"quality": float(DEFAULT_QUALITY if self.quality is None else self.quality)}
 
 

@@ -103,6 +103,9 @@ CHECKS: dict[str, Callable[[int], object]] = {
     "CHUNKS_MAX": check_chunks,
     "TILE_PX_MAX": lambda n: check_coding(tile=n),
     "GROUPS_MAX": lambda n: check_coding(groups=n),
+    "MAX_ERROR_MAX": lambda n: check_coding(
+        method="exact", planes=len(PATCH.grids[0].bands), groups=3, step=1.0, max_error=n
+    ),
     "ZSTD_RAW_BYTES_MAX": lambda n: limits.expand(zstandard.compress(bytes(n)), n, "test"),
 }
 

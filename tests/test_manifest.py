@@ -146,7 +146,7 @@ def test_of_counts_and_hashes_pages_first() -> None:
     scene = Scene("tiny", (Grid(1, 1, "uint8", (Band(),)),))
     coding = GridCoding(planes=1, planes_per_chunk=1, groups=1, mask="none", step=1.0)
     listed = ChunkList.of([b"side", b"latent"])
-    facts: dict[str, Any] = {"bundle": bytes(32), "bundle_name": "m", "settings": {}, "listed": listed}
+    facts: dict[str, Any] = {"bundle": bytes(range(32)), "bundle_name": "m", "settings": {}, "listed": listed}
     manifest = Manifest.of(scene=scene, codings=[coding], chunks=[b"side", b"latent"], **facts)
     (page,) = listed.pages()
     assert manifest.payload_sha256 == hashlib.sha256(page + b"side" + b"latent").digest()
@@ -176,6 +176,7 @@ def test_chunk_list_checks_pages_against_the_manifest() -> None:
     ("changes", "error", "match"),
     [
         ({"bundle": bytes(31)}, Malformed, "bundle has 31 bytes"),
+        ({"bundle": bytes(32)}, Malformed, "names no bundle"),
         ({"payload_sha256": b""}, Malformed, "payload_sha256 has 0 bytes"),
         ({"bundle_name": "../planes"}, Malformed, "bundle name '../planes'"),
         ({"bundle_name": "a\n"}, Malformed, "bundle name"),

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from decoder_node.decoder import PlaneDecoder
 from downlink.bundle import Bundle
 from downlink.context import LEVEL_LIMIT, LEVEL_ZERO, LEVELS_PER_OCTAVE, ROTATION_SHIFT
+from downlink.dct import ROOT, ROOT_CHANNELS, SUBBANDS
 from downlink.errors import BundleError
-from downlink.dct import CHANNELS, ROOT, ROOT_CHANNELS, SUBBANDS
 from downlink.latent import ReceivedTile, TileCode, TileSymbols, decode_tiles, encode_tile
 from downlink.prior import Prior, Run
 from downlink.selftest import draw

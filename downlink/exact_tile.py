@@ -1,0 +1,427 @@
+"""A tile while it is coded by the exact method: what is known of each band, and what it says about the next samples.
+
+Encoder and decoder take the same `TileState` through the same sites (`TileState.sites`), so both expect the same:
+`expect` gives prediction, fraction and scale index of a site's samples, `settle` takes their quantised errors and
+makes them known. All arithmetic is on integers; where they are carried in float64, they and all sums of them stay
+below 2^53, so any order of summation on any machine gives the same numbers.
+
+Samples that are nodata are not coded but take their prediction. Samples whose cell is known (`exact_lattice`) take its
+value. A site where nothing is coded takes the samples of part A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from downlink.exact_lattice import (
+    DIAGONAL,
+    LEVELS,
+    MARGIN,
+    NEAREST,
+    PARTS,
+    PHASES,
+    SIDES,
+    A,
+    C,
+    Cells,
+    CellSources,
+    Neighbour,
+    framed,
+    lattice_size,
+)
+from downlink.exact_model import Model, Rule, own_candidates, ring_candidates
+from downlink.exact_table import scale_index
+
+ERROR_MAX: Final = (1 << 16) - 1
+"""Errors (in eighths of a step) that activities see; larger ones count as this."""
+FRACTION_MAX: Final = 4
+
+
+@dataclass(frozen=True)
+class Quantiser:
+    """The values that a band can take, and how its samples are rounded to them.
+
+    Samples are `low` + multiples of `unit`, at most `high`. `step` is an odd number of units, so that the value
+    nearest to a sample in steps from any prediction is at most (step - unit) / 2 from it. `avoid` is the nodata value
+    if a rounded sample could become it.
+    """
+
+    low: int
+    high: int
+    unit: int
+    step: int
+    avoid: int | None
+
+    @classmethod
+    def of(cls, dtype: str, nodata: int | None, max_error: int, unit: int = 1, offset: int = 0) -> Quantiser:
+        """For samples of this dtype that are `offset` + multiples of `unit`, with an error of at most `max_error`."""
+        bounds = np.iinfo(dtype)
+        low = int(bounds.min) + (offset - int(bounds.min)) % unit
+        high = low + (int(bounds.max) - low) // unit * unit
+        if low == nodata and low < high:
+            low += unit
+        if high == nodata and low < high:
+            high -= unit
+        wide = max_error // unit
+        within = nodata is not None and low < nodata < high and (nodata - low) % unit == 0
+        return cls(low, high, unit, unit * (2 * wide + 1), nodata if wide and within else None)
+
+
+class Taps(NamedTuple):
+    """A rule as one sum: samples of the band (the four nearest first), samples around the site in the first reference,
+    details of references, and the weights of all of these in this order."""
+
+    own: tuple[Neighbour, ...]
+    ring: tuple[Neighbour, ...]
+    details: tuple[int, ...]
+    weights: NDArray[np.float64]
+
+
+def compile_taps(rule: Rule, phase: int, references: int) -> Taps:
+    """The taps of a rule. Its weights are of 4 x sample - sum of the four nearest samples; those of taps are plain."""
+    own_known, ring_known = own_candidates(phase), ring_candidates(phase) if references else ()
+    ends = len(own_known), len(own_known) + len(ring_known)
+    own_weights, ring_weights, detail_weights = np.split(rule.weights, ends)
+    own = dict.fromkeys(NEAREST[phase], (1 << rule.exponent) - int(own_weights.sum()))
+    for neighbour, weight in zip(own_known, own_weights.tolist(), strict=True):
+        if weight:
+            own[neighbour] = own.get(neighbour, 0) + 4 * weight
+    ring = {n: 4 * weight for n, weight in zip(ring_known, ring_weights.tolist(), strict=True) if weight}
+    details = detail_weights.tolist()
+    if ring:  # the sum of the four nearest is 4 x centre - detail
+        ring[Neighbour(phase, 0, 0)] = -4 * int(ring_weights.sum())
+        details[0] += int(ring_weights.sum())
+    used = tuple(at for at, weight in enumerate(details) if weight)
+    weights = [*own.values(), *ring.values(), *(details[at] for at in used)]
+    return Taps(tuple(own), tuple(ring), used, np.array(weights, np.float64))
+
+
+class Predictor:
+    """A model made ready: the taps of every rule."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.taps = {
+            key: compile_taps(rule, key[2], len(model.references[key[0]]))
+            for key, rule in model.rules.items()
+            if key[2] != A
+        }
+        self.wanted = {near for references in model.references for near in references}
+
+
+@dataclass
+class Site:
+    """One phase of one level of one band: `values` and `errors` (rows, cols) are filled when it is settled. `coded`
+    says which samples are in the stream, None: all; `copied` which are known already, None: none."""
+
+    band: int
+    level: int
+    phase: int
+    values: NDArray[Any]
+    errors: NDArray[np.int32]
+    coded: NDArray[np.bool_] | None
+    copied: NDArray[np.bool_] | None = None
+
+    @property
+    def samples(self) -> int:
+        """How many samples are coded."""
+        return self.values.size if self.coded is None else int(np.count_nonzero(self.coded))
+
+    def window(self) -> tuple[slice, slice]:
+        """Where its samples are in the tile."""
+        row, col = PARTS[self.phase]
+        if self.level == LEVELS:
+            return slice(None, None, 1 << LEVELS), slice(None, None, 1 << LEVELS)
+        step = 2 << self.level
+        return slice(row << self.level, None, step), slice(col << self.level, None, step)
+
+
+class Expectation(NamedTuple):
+    """What is expected of a site's samples, flat: prediction (int32), its fraction in eighths of a step (int32), and
+    the scale index of the error; the last two of the coded ones only."""
+
+    value: NDArray[np.int32]
+    fraction: NDArray[np.int32]
+    scale: NDArray[np.uint8]
+
+
+@dataclass
+class _Plane:
+    """A band at the level in work: its lattice of the level above, then its parts with margins, and what the bands
+    that refer to it want to know of each phase."""
+
+    values: NDArray[Any]
+    errors: NDArray[np.int32]
+    level: int = LEVELS
+    parts: list[NDArray[Any]] = field(default_factory=list)
+    error_parts: list[NDArray[np.int32]] = field(default_factory=list)
+    details: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    around: dict[int, NDArray[np.int32]] = field(default_factory=dict)
+
+
+class TileState:
+    """See the module. `nodata` is bool (bands, height, width) or None; `cells` has an entry per band."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        shape: tuple[int, int, int],
+        dtype: str,
+        quantisers: Sequence[Quantiser],
+        cells: Sequence[Cells | None],
+        nodata: NDArray[np.bool_] | None,
+    ) -> None:
+        self.bands, self.height, self.width = shape
+        self.predictor, self.quantisers, self.cells, self.nodata = predictor, quantisers, cells, nodata
+        first = lattice_size(self.height, LEVELS), lattice_size(self.width, LEVELS)
+        self._planes = [_Plane(np.zeros(first, dtype), np.zeros(first, np.int32)) for _ in range(self.bands)]
+        self._buffer: NDArray[np.float64] = np.empty(0)
+
+    def mean(self, band: int) -> int:
+        """The mean of a band, within what its pixels can be."""
+        quantiser = self.quantisers[band]
+        return min(max(int(self.predictor.model.means[band]), quantiser.low), quantiser.high)
+
+    def lattice(self, band: int) -> tuple[NDArray[Any], int]:
+        """What is known of a band: its lattice after the last level that it has been taken through, and that level."""
+        plane = self._planes[band]
+        self._merge(plane)
+        return plane.values, plane.level
+
+    def first_sites(self, band: int) -> Iterator[Site]:
+        """The site of the first lattice of a band, if there is anything to code in it."""
+        plane = self._planes[band]
+        site = Site(band, LEVELS, A, plane.values, plane.errors, None)
+        site.coded = self._valid(site)
+        if site.coded is None or site.coded.any():
+            yield site
+        else:
+            plane.values[...] = self.mean(band)
+
+    def sites(self, band: int, level: int) -> Iterator[Site]:
+        """The sites of a level of a band that have samples to code. Each must be settled before the next is taken."""
+        plane = self._planes[band]
+        self._begin(plane, level)
+        cells = self.cells[band]
+        sources = None if cells is None else CellSources(cells, level)
+        for phase in PHASES:
+            rows = (lattice_size(self.height, level) + 1 - PARTS[phase][0]) // 2
+            cols = (lattice_size(self.width, level) + 1 - PARTS[phase][1]) // 2
+            if not rows or not cols:  # a lattice of one row or column: A stands in
+                plane.parts.append(plane.parts[A])
+                plane.error_parts.append(plane.error_parts[A])
+                continue
+            values, errors = np.empty((rows, cols), plane.values.dtype), np.zeros((rows, cols), np.int32)
+            site = Site(band, level, phase, values, errors, None)
+            site.coded = self._valid(site)
+            if sources is not None:
+                self._copy_known(plane, site, sources)
+            if site.coded is None or site.coded.any():
+                yield site
+            elif site.copied is None:
+                values[...] = _core(plane.parts[A], rows, cols)
+            else:
+                np.copyto(values, _core(plane.parts[A], rows, cols), where=~site.copied)
+            self._complete(plane, site)
+
+    def near(self, site: Site, band: int, neighbour: Neighbour) -> NDArray[Any]:
+        """The neighbour in `band` of each sample of a site, (rows, cols)."""
+        return _shifted(self._planes[band].parts[neighbour.part], neighbour, site.values.shape)
+
+    def detail(self, site: Site, band: int) -> NDArray[np.float64]:
+        """4 x sample - sum of its four nearest samples in a complete `band`, where a site's samples are; flat."""
+        return self._planes[band].details[site.phase]
+
+    def expect(self, site: Site) -> Expectation:
+        """What the known samples say about those of a site."""
+        model = self.predictor.model
+        rule = model.rules[site.band, site.level, site.phase]
+        if site.phase == A:
+            total = self._first_total(site, rule)
+            activity = np.full(site.values.size, float(8 * rule.activity[0]))
+        else:
+            total, spread = self._total(site)
+            activity = self._activity(site, rule, spread)
+        value, fraction = self._rounded(total, rule.shift, self.quantisers[site.band])
+        if site.coded is not None:
+            coded = site.coded.ravel()
+            fraction, activity = fraction[coded], activity[coded]
+        return Expectation(value, fraction, scale_index(activity, rule.family))
+
+    def settle(self, site: Site, expected: Expectation, errors: NDArray[np.int32]) -> None:
+        """Make a site known: `errors` are those of its coded samples, in steps."""
+        quantiser = self.quantisers[site.band]
+        value = expected.value if site.coded is None else expected.value[site.coded.ravel()]
+        value = value + errors.astype(np.int64) * quantiser.step
+        np.clip(value, quantiser.low, quantiser.high, out=value)
+        size = errors << 3
+        size -= expected.fraction
+        np.abs(size, out=size)
+        np.minimum(size, ERROR_MAX, out=size)
+        if site.coded is None:
+            site.values[...] = value.reshape(site.values.shape)
+            site.errors[...] = size.reshape(site.errors.shape)
+            return
+        site.values[site.coded] = value
+        site.errors[site.coded] = size
+        free = ~site.coded if site.copied is None else ~(site.coded | site.copied)
+        if free.any():
+            site.values[free] = expected.value[free.ravel()]
+
+    # ------------------------------------------------------------- what is known
+
+    def _merge(self, plane: _Plane) -> None:
+        """One lattice of the four parts of the level that has been gone through."""
+        if len(plane.parts) < len(PARTS):
+            return
+        plane.level -= 1
+        shape = lattice_size(self.height, plane.level), lattice_size(self.width, plane.level)
+        values, errors = np.empty(shape, plane.values.dtype), np.empty(shape, np.int32)
+        for (row, col), part, error_part in zip(PARTS, plane.parts, plane.error_parts, strict=True):
+            rows, cols = values[row::2, col::2].shape
+            values[row::2, col::2] = _core(part, rows, cols)
+            errors[row::2, col::2] = _core(error_part, rows, cols)
+        plane.values, plane.errors, plane.parts, plane.error_parts = values, errors, [], []
+
+    def _begin(self, plane: _Plane, level: int) -> None:
+        self._merge(plane)
+        if plane.level != level + 1:
+            raise ValueError(f"level {level} of a band that is at level {plane.level}: take one after the other")
+        plane.parts = [framed(plane.values, *plane.values.shape)]
+        plane.error_parts = [framed(plane.errors, *plane.values.shape)]
+        plane.details, plane.around = {}, {}
+
+    def _valid(self, site: Site) -> NDArray[np.bool_] | None:
+        if self.nodata is None:
+            return None
+        hole = self.nodata[site.band][site.window()]
+        return ~hole if hole.any() else None
+
+    def _copy_known(self, plane: _Plane, site: Site, sources: CellSources) -> None:
+        """Fill in the samples whose cell is known, and take them off those to code."""
+        for part, mask, rows, cols in sources.known(site.phase):
+            new = mask if site.copied is None else mask & ~site.copied
+            at = np.ix_(rows + MARGIN, cols + MARGIN)  # -1 where there is none, which lies in the margin
+            np.copyto(site.values, plane.parts[part][at], where=new)
+            np.copyto(site.errors, plane.error_parts[part][at], where=new)
+            site.copied = new if site.copied is None else site.copied | new
+        if site.copied is not None:
+            site.coded = ~site.copied if site.coded is None else site.coded & ~site.copied
+
+    def _complete(self, plane: _Plane, site: Site) -> None:
+        rows, cols = (side - 2 * MARGIN for side in plane.parts[A].shape)
+        plane.parts.append(framed(site.values, rows, cols))
+        plane.error_parts.append(framed(site.errors, rows, cols))
+        if site.band in self.predictor.wanted:
+            near = [_shifted(plane.parts[n.part], n, site.values.shape) for n in NEAREST[site.phase]]
+            detail = site.values * np.float64(4)
+            for samples in near:
+                detail -= samples
+            plane.details[site.phase] = detail.ravel()
+
+    def _around(self, plane: _Plane, site: Site) -> NDArray[np.int32]:
+        """Errors of the four samples of a complete plane beside those of a site, summed."""
+        found = plane.around.get(site.phase)
+        if found is None:
+            parts = [_shifted(plane.error_parts[n.part], n, site.values.shape) for n in SIDES[site.phase]]
+            found = plane.around[site.phase] = parts[0] + parts[1] + parts[2] + parts[3]
+        return found
+
+    # -------------------------------------------------------------- expectation
+
+    def _first_total(self, site: Site, rule: Rule) -> NDArray[np.float64]:
+        model = self.predictor.model
+        total = np.full(site.values.size, float(int(model.means[site.band]) << rule.shift))
+        for near, weight in zip(model.references[site.band], rule.weights.tolist(), strict=True):
+            if weight:
+                total += 4.0 * weight * (self._planes[near].values.ravel() - float(model.means[near]))
+        return total
+
+    def _total(self, site: Site) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Prediction in units of 2^-shift, and range of the four nearest samples."""
+        taps = self.predictor.taps[site.band, site.level, site.phase]
+        references = self.predictor.model.references[site.band]
+        shape, size = site.values.shape, site.values.size
+        count = len(taps.weights)
+        if self._buffer.size < count * size:
+            self._buffer = np.empty(count * size)
+        rows = self._buffer[: count * size].reshape(count, size)
+        at = 0
+        for neighbour in taps.own:
+            rows[at].reshape(shape)[...] = self.near(site, site.band, neighbour)
+            at += 1
+        for neighbour in taps.ring:
+            rows[at].reshape(shape)[...] = self.near(site, references[0], neighbour)
+            at += 1
+        for number in taps.details:
+            rows[at] = self.detail(site, references[number])
+            at += 1
+        total = taps.weights @ rows
+        spread = np.maximum(np.maximum(rows[0], rows[1]), np.maximum(rows[2], rows[3]))
+        spread -= np.minimum(np.minimum(rows[0], rows[1]), np.minimum(rows[2], rows[3]))
+        return total, spread
+
+    def _activity(self, site: Site, rule: Rule, spread: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How large an error is expected, in 1/512 of a step: a weighted sum of what `activity_term` gives."""
+        total = np.full(site.values.shape, 8.0 * float(rule.activity[0]))
+        for number, weight in enumerate(rule.activity.tolist()):
+            if weight and number:
+                total += self.activity_term(site, number, spread) * float(weight)
+        return total.ravel()
+
+    def activity_term(self, site: Site, number: int, spread: NDArray[np.float64]) -> NDArray[Any]:
+        """Term 1 … of an activity, (rows, cols): errors of the four nearest samples; in phase C, those of the diagonal
+        ones; `spread`, the range of the nearest samples, in steps; and per reference the error at the same place, and
+        those of the four samples beside it. Errors are in eighths of a step."""
+        plane, shape = self._planes[site.band], site.values.shape
+        if number == 1 or (number == 2 and site.phase == C):
+            near = NEAREST[site.phase] if number == 1 else DIAGONAL
+            parts = [_shifted(plane.error_parts[n.part], n, shape) for n in near]
+            return np.asarray(parts[0] + parts[1] + parts[2] + parts[3])
+        number -= 2 + (site.phase == C)
+        if number == 0:
+            step = self.quantisers[site.band].step
+            return (spread if step == 1 else spread // step).reshape(shape)
+        other = self._planes[self.predictor.model.references[site.band][(number - 1) // 2]]
+        return _core(other.error_parts[site.phase], *shape) if number % 2 else self._around(other, site)
+
+    @staticmethod
+    def _rounded(
+        total: NDArray[np.float64], shift: int, quantiser: Quantiser
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Predictions that a sample can have, and their fractions: total / 2^shift, rounded to the nearest."""
+        one, unit, step = float(1 << shift), quantiser.unit, quantiser.step
+        value = total + (quantiser.unit * one / 2 - quantiser.low * one)
+        value /= one * unit  # below 2^53 the floor of a rounded quotient is that of the exact one
+        np.floor(value, out=value)
+        if unit > 1:
+            value *= unit
+        value += quantiser.low
+        np.clip(value, quantiser.low, quantiser.high, out=value)
+        if quantiser.avoid is not None:
+            forbidden = (value - quantiser.avoid) % step == 0
+            value[forbidden] += unit
+            np.subtract(value, 2 * unit, out=value, where=forbidden & (value > quantiser.high))
+        if unit == 1 and step > 2 * FRACTION_MAX:
+            return value.astype(np.int32), np.zeros(len(value), np.int32)
+        rest = total - value * one
+        np.clip(rest, -step * one, step * one, out=rest)
+        rest = np.floor((rest * 16 + step * one) / (2 * step * one))
+        np.clip(rest, -FRACTION_MAX, FRACTION_MAX, out=rest)
+        return value.astype(np.int32), rest.astype(np.int32)
+
+
+def _core(part: NDArray[Any], rows: int, cols: int) -> NDArray[Any]:
+    """A part without its margins."""
+    return part[MARGIN : MARGIN + rows, MARGIN : MARGIN + cols]
+
+
+def _shifted(part: NDArray[Any], neighbour: Neighbour, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The neighbour of each sample of a site of this shape."""
+    row, col = MARGIN + neighbour.row, MARGIN + neighbour.col
+    return part[row : row + shape[0], col : col + shape[1]]
