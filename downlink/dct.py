@@ -81,7 +81,8 @@ def inverse(channels: Floats, half: bool = False) -> Floats:
     """(n, 64 or 16, h, w) -> pixels (n, h * block, w * block): what `forward` undoes."""
     size = BLOCK // 2 if half else BLOCK
     count, _, high, wide = channels.shape
-    flat = inverse_basis(half) @ np.ascontiguousarray(channels, dtype=np.float32).reshape(count, size * size, high * wide)
+    given = np.ascontiguousarray(channels, dtype=np.float32).reshape(count, size * size, high * wide)
+    flat = inverse_basis(half) @ given
     blocks = flat.reshape(count, size, size, high, wide).transpose(0, 3, 1, 4, 2)
     return np.ascontiguousarray(blocks).reshape(count, high * size, wide * size)
 

@@ -271,8 +271,8 @@ class Moments:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Moments of a lattice's samples: `mean` (bands) in DN; `covariances` (4, bands, bands) of coefficients, weighted by
-    `native` and `importance`, summed over each subband's channels."""
+    """Moments of a lattice's samples: `mean` (bands) in DN; `covariances` (4, bands, bands) of coefficients, weighted
+    by `native` and `importance`, summed over each subband's channels."""
 
     mean: Doubles
     half: NDArray[np.bool_]

@@ -100,7 +100,15 @@ def _targets(command: Command) -> Command:
         click.option(
             "--max-error", type=int, metavar="D", help="No pixel is off by more than D; 0 is lossless. Needs no model."
         ),
-        click.option("--bits-per-sample", type=float, metavar="R", help="Aim at this rate."),
+        click.option(
+            "--weights",
+            default="equal",
+            show_default=True,
+            metavar="W",
+            help="How much each band's error counts: equal; balanced (relative to the band's deviation); B04=4,B03=4 …",
+        ),
+        click.option("--bytes", "stream_bytes", type=int, metavar="N", help="The stream may not exceed N bytes."),
+        click.option("--bits-per-sample", type=float, metavar="R", help="Aim at this rate, within 2 %."),
         click.option(
             "--quality", type=float, metavar="Q", help="Quality, 0 to 120: 8 more halve the error. Default 50."
         ),
@@ -141,10 +149,17 @@ def _target() -> Target:
     from encoder_node.target import Target
 
     ctx = click.get_current_context()
-    names = ("quality", "bits_per_sample", "psnr", "max_error")
+    names = ("quality", "bits_per_sample", "psnr", "stream_bytes", "max_error")
     typed = [name for name in names if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
     given = {name: ctx.params[name] for name in typed or names}
-    return Target(given.get("quality"), given.get("bits_per_sample"), given.get("psnr"), given.get("max_error"))
+    return Target(
+        quality=given.get("quality"),
+        bits_per_sample=given.get("bits_per_sample"),
+        psnr_db=given.get("psnr"),
+        stream_bytes=given.get("stream_bytes"),
+        max_error=given.get("max_error"),
+        weights=ctx.params["weights"],
+    )
 
 
 @main.command()

@@ -44,7 +44,9 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     quality: float | None = None
     bits_per_sample: float | None = None
     psnr: float | None = None
+    stream_bytes: int | None = None
     max_error: int | None = None
+    weights: str | None = None
     priority: int | None = None
     threads: Annotated[int, Meta(ge=1, le=64)] | None = None
     log_level: str | None = None

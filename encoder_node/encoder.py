@@ -1,5 +1,5 @@
-"""The light half of a plane codec, run by onnxruntime: coefficients of a tile's planes -> symbols, and the integer prior
-that codes them.
+"""The light half of a plane codec, run by onnxruntime: coefficients of a tile's planes -> symbols, and the integer
+prior that codes them.
 
 Only latents and hyper-latents come from inexact floats, and both are transmitted; scale indices and means come from
 the integer prior, which the bundle's self-test checks on this machine when it is loaded.

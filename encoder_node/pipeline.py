@@ -254,7 +254,7 @@ def _encode(
     if target.stream_bytes is not None and found.stream_bytes > target.stream_bytes:
         found.close()
         raise SceneError(
-            f"the scene takes {found.stream_bytes} bytes at the coarsest step tried, {target.stream_bytes} were allowed; "
-            "allow more, or cut the scene"
+            f"the scene takes {found.stream_bytes} bytes at the coarsest step tried, {target.stream_bytes} were "
+            "allowed; allow more, or cut the scene"
         )
     return found

@@ -29,8 +29,8 @@ TOLERANCE = 0.004
 @dataclass(frozen=True)
 class Target:
     """At most one of the five; none means quality 50. PSNR is against 10000, or 255 for 8-bit scenes. `stream_bytes` is
-    a budget that the stream may not exceed; `max_error` is a promise for every valid pixel, in units of the pixels; 0 is
-    lossless."""
+    a budget that the stream may not exceed; `max_error` is a promise for every valid pixel, in units of the pixels; 0
+    is lossless."""
 
     quality: float | None = None
     bits_per_sample: float | None = None

@@ -89,8 +89,13 @@ def manifests() -> Iterator[tuple[str, bytes]]:
     yield "10^9 chunks", packed(facts(chunk_count=10**9))
     yield "10^18 chunks", packed(facts(chunk_count=10**18))
     yield "as many chunks as a geometry gives", packed(facts(grid={HEIGHT: 40_000, WIDTH: 40_000}, coding={GROUPS: 64}))
-    yield "10^9 chunks of a geometry", packed(
-        facts(grid={HEIGHT: 40_000, WIDTH: 2048, BANDS: [[""]] * 512}, coding={PLANES: 512, PER_CHUNK: 1, GROUPS: 64})
+    yield (
+        "10^9 chunks of a geometry",
+        packed(
+            facts(
+                grid={HEIGHT: 40_000, WIDTH: 2048, BANDS: [[""]] * 512}, coding={PLANES: 512, PER_CHUNK: 1, GROUPS: 64}
+            )
+        ),
     )
     yield "2^63 payload bytes", packed(facts(payload_bytes=2**63))
     yield "-1 payload bytes", packed(facts(payload_bytes=-1))

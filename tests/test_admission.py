@@ -214,9 +214,7 @@ def test_one_connection_carries_a_few_calls_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("says", [b"", b"PRI * HTTP/2.0\r\n", b"GET / HTTP/1.1\r\n\r\n"])
-def test_a_connection_that_never_greets_is_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: bytes
-) -> None:
+def test_a_connection_that_never_greets_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: bytes) -> None:
     """Slow loris below gRPC: HTTP/2's greeting must come within HANDSHAKE_S."""
     monkeypatch.setattr(limits, "HANDSHAKE_S", 1.0)
 

@@ -53,9 +53,7 @@ def durable(ledger: Ledger, archive: Path, made: Stream, fate: str) -> str:
     return made.id
 
 
-def run(
-    archive: Path, fates: Sequence[str], until: dict[str, int], count: int = 1, **options: Any
-) -> dict[str, str]:
+def run(archive: Path, fates: Sequence[str], until: dict[str, int], count: int = 1, **options: Any) -> dict[str, str]:
     """Let workers loose on scenes with these fates until so many scenes have these states; each one's state."""
     ledger = Ledger(archive, create=True)
     for number, fate in enumerate(fates):

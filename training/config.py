@@ -47,7 +47,7 @@ class Augment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Sizes of the plane codec. """
+    """Sizes of the plane codec."""
 
     latents: int = 64
     hyper_latents: int = 8
