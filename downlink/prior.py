@@ -64,7 +64,7 @@ class Context(NamedTuple):
 class Expected(NamedTuple):
     """What the prior expects of symbols: scale index and mean in eighths, (n, channels, ...)."""
 
-    index: NDArray[np.uint8]
+    index: NDArray[np.uint8]  # type: ignore[assignment]  # tuple.index is not wanted here
     mean: Symbols
 
 
