@@ -3,7 +3,7 @@
     bundle.json     {"format": 1, "name", "version", "kind": "planes", "files": {name: sha256}, "parameters": {...}}
     encoder.onnx    left out of the decoder half (`split`)
     decoder.onnx    left out of the encoder half
-    ...             prior.onnx, tables.bin, selftest.json, card.md: in both
+    ...             prior_*.onnx, tables.bin, selftest.json, card.md: in both
 
 The id of a bundle is the SHA-256 of the bytes of bundle.json, which states the hash of every file: one id, one
 behaviour. Both halves keep the same bundle.json, so both have the id of the whole. A stream names the id, never a path.

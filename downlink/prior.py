@@ -64,7 +64,7 @@ class Context(NamedTuple):
 class Expected(NamedTuple):
     """What the prior expects of symbols: scale index and mean in eighths, (n, channels, ...)."""
 
-    index: NDArray[np.uint8]  # type: ignore[assignment]  # tuple.index is not wanted here
+    index: NDArray[np.uint8]  # type: ignore[assignment]  # tuple.index is a method nobody calls here
     mean: Symbols
 
 
@@ -110,20 +110,33 @@ class Prior:
             at += part.shape[1]
         return out, predicted
 
+    def answer(self, number: int, known: Floats) -> Floats:
+        """What the network of subband `number` says of any fields (n, K, h, w): scale indices, means and trusts."""
+        (out,) = self.run(GRAPHS[number], {"known": known})
+        return np.asarray(out)
+
     def expect(self, number: int, known: Floats, predicted: Symbols | None, channels: int) -> Expected:
         """Run the network of subband `number`, which has so many channels, on any fields: (n, K, h, w)."""
-        (out,) = self.run(GRAPHS[number], {"known": known})
+        out = self.answer(number, known)
         index = out[:, :channels].astype(np.uint8)
-        mean = np.zeros(index.shape, np.int32)
-        count = MEANS[number]
-        if count:
-            mean[:, :count] = out[:, channels : channels + count]
-        if predicted is not None:
-            trust = out[:, channels + count :].astype(np.int64)
-            mean[:, : PREDICTED[number]] += (predicted * trust >> TRUST_SHIFTS[number]).astype(np.int32)
-        return Expected(index, mean)
+        mean = mean_of(number, out, predicted, channels)
+        return Expected(index, np.zeros(index.shape, np.int32) if mean is None else mean)
 
     def expect_all(self, features: Features, levels: NDArray[np.uint8], context: Context) -> Expected:
         """Expectations of all fields of a subband whose symbols are known already (the encoder's side)."""
         known, predicted = self.known(features, levels, context)
         return self.expect(context.number, known, predicted, context.energy.shape[1])
+
+
+def mean_of(number: int, out: Floats, predicted: Symbols | None, channels: int) -> Symbols | None:
+    """Means (n, channels, ...) in eighths of what a network says (n, outputs, ...), moved by what neighbours predict (n,
+    predicted channels, ...); None in subbands that have none."""
+    count = MEANS[number]
+    if not count:
+        return None
+    mean = np.zeros((len(out), channels, *out.shape[2:]), np.int32)
+    mean[:, :count] = out[:, channels : channels + count]
+    if predicted is not None:
+        trust = out[:, channels + count :].astype(np.int64)
+        mean[:, : PREDICTED[number]] += (predicted * trust >> TRUST_SHIFTS[number]).astype(np.int32)
+    return mean

@@ -35,7 +35,7 @@ START = 1 << 16
 MAX_LANES = 1024
 SCALAR_LANES = 8
 
-_RECIPROCAL_BITS = 46
+RECIPROCAL_BITS = 46
 _BLOCK = 1 << 14
 """Symbols gathered at once: their table rows then stay in the cache."""
 
@@ -64,8 +64,14 @@ class Model:
         x * m < 2^64 because f (f - 1) < 2^28, and x * m >> 46 == x // f because x * (m f - 2^46) < f * 2^18 * f < 2^46.
         """
         f = np.maximum(self.frequency, 1)
-        reciprocal = ((1 << _RECIPROCAL_BITS) + f - 1) // f
+        reciprocal = ((1 << RECIPROCAL_BITS) + f - 1) // f
         return tuple(a.astype(np.uint64) for a in (f << (32 - PRECISION), reciprocal, TOTAL - f, self.start))
+
+    @cached_property
+    def stepping(self) -> tuple[NDArray[np.uint64], ...]:
+        """As the last three of `encoding`, with one more entry: of frequency 2^14, which changes no state."""
+        _, reciprocal, gap, start = self.encoding
+        return tuple(np.append(a, np.uint64(last)) for a, last in ((reciprocal, 0), (gap, 0), (start, 0)))
 
     @cached_property
     def decoding(self) -> NDArray[np.uint32]:
@@ -118,7 +124,7 @@ def _encode_rows(model: Model, segments: Sequence[NDArray[np.int64]], lanes: int
     full = np.empty(lanes, bool)
     words = np.empty(sum(len(entries) for entries in segments), np.uint16)
     position = len(words)
-    word_bits, reciprocal_bits = np.array(16, np.uint64), np.array(_RECIPROCAL_BITS, np.uint64)
+    word_bits, reciprocal_bits = np.array(16, np.uint64), np.array(RECIPROCAL_BITS, np.uint64)
     greater_equal, multiply, right_shift, add = np.greater_equal, np.multiply, np.right_shift, np.add
 
     for entries in reversed(segments):

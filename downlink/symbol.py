@@ -21,14 +21,18 @@ them.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from downlink import rans
 from downlink.errors import Corrupt
-from downlink.table import MAX_VALUE, Keys, Tables
+from downlink.lanes import Coded, Stream, encode_together
+from downlink.lookup import Codes, Lookup
+from downlink.table import MAX_VALUE, Keys, Located, Tables
 
 NOTHING_CODED = 11
 _LANE_BITS = 20
@@ -40,45 +44,131 @@ _AGAIN = "fetch the chunk again"
 _SHORT = f"the payload ends before its symbols do; {_AGAIN}"
 
 
+@lru_cache(maxsize=8)
+def lookup_of(tables: Tables) -> Lookup:
+    """Codes of small symbols; made once for all chunks that share these tables."""
+    return Lookup(tables)
+
+
+class _Side(NamedTuple):
+    """What a segment says beside its coded entries. `exceptions` is None where nothing is certain."""
+
+    exceptions: bytes | None
+    rest: bytes
+
+
 class SymbolEncoder:
     """Collects segments, then makes the payload; the coder runs backwards, so nothing can be written before the end."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
-        self._entries: list[NDArray[np.int64]] = []
-        self._sides: list[tuple[bytes, bytes]] = []
+        self._lookup = lookup_of(tables)
+        self._entries: list[NDArray[Any]] = []
+        self._sides: list[_Side] = []
+        self._pending: list[NDArray[Any]] = []
+        """Codes of segments whose certain symbols have not been left out yet."""
+        self._pending_sides: list[_Side] = []
         self._excepted = False
         self._coded_bits = 0.0
 
     def add(self, values: NDArray[np.int32], index: NDArray[np.uint8], mean: NDArray[np.int32]) -> None:
         """The next segment: values with the scale index and the mean (in 1/8 units) of each."""
+        self.settle()
         located = self._tables.locate(values, index, mean)
-        self._entries.append(located.entries)
-        exceptions = bytearray()
-        if located.certain:
-            _put(exceptions, len(located.exceptions))
-            gaps = np.diff(located.exception_ranks, prepend=-1) - 1
-            for gap, zigzag in zip(gaps.tolist(), located.exceptions.tolist(), strict=True):
-                _put(exceptions, gap)
-                _put(exceptions, zigzag - 1)
-        self._excepted |= len(located.exceptions) > 0
-        rest = bytearray()
-        for over in located.escapes.tolist():
-            _put(rest, over)
-        rest += pack_bits(located.raw, located.raw_widths)
-        self._sides.append((bytes(exceptions), bytes(rest)))
+        self._entries.append(located.entries.astype(self._lookup.dtype))
+        exceptions = self._exceptions(located.exception_ranks, located.exceptions) if located.certain else None
+        self._sides.append(_Side(exceptions, _rest(located)))
         self._coded_bits += self._tables.coded_bits(located.entries)
+
+    def add_codes(
+        self, codes: Codes, values: NDArray[np.int32], index: NDArray[np.uint8], mean: NDArray[np.int32] | None
+    ) -> None:
+        """As `add`, of a segment whose `codes` have been looked up (`Lookup.codes_of`; they are kept, and changed where
+        they are rare); `mean` None where all are zero."""
+        rare = np.flatnonzero(codes == self._lookup.rare)
+        side = _Side(None, b"")
+        if len(rare):
+            scales, there = index[rare], np.zeros(len(rare), np.int32) if mean is None else mean[rare]
+            located = self._tables.locate(values[rare], scales, there)
+            exceptions = None
+            if located.certain:  # all that are certain and rare are exceptions; their ranks count all certain ones
+                ranks = np.searchsorted(np.flatnonzero(index == 0), rare[scales == 0])
+                exceptions = self._exceptions(ranks, located.exceptions)
+            codes[rare[scales == 0]] = self._lookup.certain
+            codes[rare[scales != 0]] = located.entries
+            side = _Side(exceptions, _rest(located))
+        self._pending.append(codes)
+        self._pending_sides.append(side)
+
+    def add_plain_codes(self, codes: Codes) -> None:
+        """As `add_codes`, of a segment of which no code is rare."""
+        self._pending.append(codes)
+        self._pending_sides.append(_Side(None, b""))
+
+    def _exceptions(self, ranks: NDArray[np.intp], exceptions: NDArray[np.int64]) -> bytes:
+        out = bytearray()
+        _put(out, len(exceptions))
+        for gap, zigzag in zip((np.diff(ranks, prepend=-1) - 1).tolist(), exceptions.tolist(), strict=True):
+            _put(out, gap)
+            _put(out, zigzag - 1)
+        self._excepted |= len(exceptions) > 0
+        return bytes(out)
+
+    def settle(self) -> None:
+        """Leave out the certain symbols of segments added so far, all at once; what follows may come later."""
+        if not self._pending:
+            return
+        codes = np.concatenate(self._pending)
+        coded = codes != self._lookup.certain
+        entries = codes.compress(coded)
+        first = taken = 0
+        for segment, side in zip(self._pending, self._pending_sides, strict=True):
+            last = first + len(segment)
+            count = int(np.count_nonzero(coded[first:last]))
+            self._entries.append(entries[taken : taken + count])
+            some = side.exceptions is None and count < len(segment)
+            self._sides.append(side._replace(exceptions=b"\0") if some else side)
+            first, taken = last, taken + count
+        self._coded_bits += self._tables.coded_bits(entries)
+        self._pending, self._pending_sides = [], []
+
+    @property
+    def bits(self) -> float:
+        """Estimated bits of the payload without the few bytes that it costs by itself."""
+        self.settle()
+        return self._coded_bits + 8.0 * len(self._side())
+
+    @property
+    def coded(self) -> int:
+        """Symbols that the coder will be given."""
+        self.settle()
+        return sum(len(entries) for entries in self._entries)
+
+    def _side(self) -> bytes:
+        excepted = self._excepted
+        return b"".join((one.exceptions if excepted and one.exceptions else b"") + one.rest for one in self._sides)
 
     def finish(self, lanes: int | None = None, most: int = rans.MAX_LANES) -> bytes:
         """The payload. More lanes cost bytes and save time; None takes as many as cost 0.7 %, but not above `most`."""
-        side = b"".join((exceptions if self._excepted else b"") + rest for exceptions, rest in self._sides)[::-1]
+        return finish_together([self], lanes, most)[0]
+
+    def _stream(self, lanes: int | None, most: int) -> Stream | None:
+        """What goes to the coder; None if nothing does."""
+        self.settle()
         if not any(len(entries) for entries in self._entries):
-            return pack_bits(np.array([NOTHING_CODED, 1]), np.array([4, 1])) + side if self._excepted else b""
+            return None
         if lanes is None:
             share, whole = _OVERHEAD
             affordable = int(self._coded_bits) * share // (whole * _LANE_BITS)
             lanes = 1 << min(most, max(1, affordable)).bit_length() - 1
-        states, words = rans.encode(self._tables.model, self._entries, lanes)
+        return Stream(self._entries, lanes)
+
+    def _payload(self, coded: Coded | None) -> bytes:
+        side = self._side()[::-1]
+        if coded is None:
+            return pack_bits(np.array([NOTHING_CODED, 1]), np.array([4, 1])) + side if self._excepted else b""
+        states, words = coded
+        lanes = len(states)
         extra = np.array([state.bit_length() - 17 for state in states.tolist()])
         mantissas = states.astype(np.int64) - (1 << 16 + extra)
         head = pack_bits(
@@ -86,6 +176,27 @@ class SymbolEncoder:
             np.concatenate(([4, 1], np.full(lanes, 4), 16 + extra)),
         )
         return head + words.astype("<u2").tobytes() + side
+
+
+def finish_together(
+    encoders: Sequence[SymbolEncoder], lanes: int | None = None, most: int = rans.MAX_LANES
+) -> list[bytes]:
+    """The payloads of encoders with the same tables, whose streams are made side by side: many at once are faster."""
+    streams = [encoder._stream(lanes, most) for encoder in encoders]
+    chosen = [stream for stream in streams if stream is not None]
+    done = iter(encode_together(encoders[0]._tables.model, chosen) if chosen else [])
+    return [
+        encoder._payload(None if stream is None else next(done))
+        for encoder, stream in zip(encoders, streams, strict=True)
+    ]
+
+
+def _rest(located: Located) -> bytes:
+    """Escapes and raw bits of a segment."""
+    rest = bytearray()
+    for over in located.escapes.tolist():
+        _put(rest, over)
+    return bytes(rest + pack_bits(located.raw, located.raw_widths)) if len(located.raw) else bytes(rest)
 
 
 class SymbolDecoder:

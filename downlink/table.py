@@ -143,7 +143,8 @@ class Tables:
         return 1 + int(shifted.argmax()) if shifted.any() else self.scales
 
     @cached_property
-    def _costs(self) -> NDArray[np.float32]:
+    def entry_bits(self) -> NDArray[np.float32]:
+        """Ideal bits of each flat entry."""
         return np.asarray(np.log2(TOTAL) - np.log2(np.maximum(self.frequencies, 1).reshape(-1)), np.float32)
 
     def keys(self, index: NDArray[np.uint8], mean: NDArray[np.int32]) -> Keys:
@@ -212,7 +213,7 @@ class Tables:
 
     def coded_bits(self, entries: NDArray[np.int64]) -> float:
         """Ideal bits of flat entries alone."""
-        return float(self._costs.take(entries, mode="clip").sum(dtype=np.float64))
+        return float(self.entry_bits.take(entries, mode="clip").sum(dtype=np.float64))
 
     def pack(self) -> bytes:
         """Bytes for the bundle: header, shifts, routes, then every table."""

@@ -7,6 +7,7 @@ the integer prior, which the bundle's self-test checks on this machine when it i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from downlink.latent import TileCode, TileSymbols
 from downlink.prior import FEATURES, GRAPHS, Prior
 from downlink.spec import plane_spec
 from downlink.table import Tables
-from encoder_node.refine import refine
+from encoder_node.refine import Decision, Effort
 
 PLANES_AT_ONCE = 16
 """Planes of a tile that pass the network together: bounds memory for hundreds of bands at no loss of speed."""
@@ -48,8 +49,8 @@ class Analysed(NamedTuple):
 class PlaneEncoder:
     """An encoder bundle, loaded and checked. Not for several threads at once."""
 
-    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle, threads: int = 1, effort: Effort = "best") -> None:
+        self.bundle, self.effort = bundle, effort
         self.spec = plane_spec(bundle.parameters)
         self.tables = Tables.unpack(bundle.file("tables.bin"))
         self._sessions = {name: _session(bundle, name, threads) for name in (HYPER, FEATURES, *GRAPHS)}
@@ -65,20 +66,26 @@ class PlaneEncoder:
         ]
         return parts[0] if len(parts) == 1 else [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
-    def analyse(self, planes: Floats, code: TileCode, core: tuple[int, int]) -> Analysed:
-        """Coefficients (planes, 64, h, w) in steps -> symbols of the tile.
+    def decide(self, planes: Floats, code: TileCode, cores: Sequence[tuple[int, int]]) -> Decision:
+        """Coefficients (tiles, planes, 64, h, w) in steps -> what is sent of tiles of one size. Changes `planes`.
 
-        `core` is the (height, width) in pixels that matters: latents wholly beyond it are zeros, which cost next to
+        `cores` are the (height, width) in pixels that matter: latents wholly beyond them are zeros, which cost next to
         nothing; block means there continue the edge, which costs less than a jump.
         """
-        down, across = (-(-side // dct.BLOCK) for side in core)
-        planes[:, 1:, down:] = 0
-        planes[:, 1:, :, across:] = 0
-        np.clip(planes, -SYMBOL_LIMIT, SYMBOL_LIMIT, out=planes)
-        level = code.levels.astype(np.float32)[:, :, None, None]
-        (hyper,) = self._run(HYPER, {"coefficients": planes, "level": level})
-        root = dct.root_forward(planes[:, 0])
-        symbols = refine(root, planes, np.rint(hyper).astype(np.int32), code, self.prior)
-        error = float(np.square(root - symbols.root).sum())
-        difference = planes[:, 1:] - symbols.latent[:, 1:]
-        return Analysed(symbols, error + float(np.dot(difference.ravel(), difference.ravel())))
+        tiles, count, _, height, width = planes.shape
+        for tile, core in zip(planes, cores, strict=True):
+            down, across = (-(-side // dct.BLOCK) for side in core)
+            tile[:, 1:, down:] = 0
+            tile[:, 1:, :, across:] = 0
+        np.clip(planes, np.float32(-SYMBOL_LIMIT), np.float32(SYMBOL_LIMIT), out=planes)
+        level = np.tile(code.levels.astype(np.float32)[:, :, None, None], (tiles, 1, 1, 1))
+        flat = planes.reshape(tiles * count, dct.CHANNELS, height, width)
+        (hyper,) = self._run(HYPER, {"coefficients": flat, "level": level})
+        root = dct.root_forward(flat[:, 0]).reshape(tiles, count, dct.ROOT_CHANNELS, *hyper.shape[-2:])
+        whole = np.rint(hyper).astype(np.int32).reshape(tiles, count, *hyper.shape[1:])
+        return Decision(root, planes, whole, code, self.prior, self.effort)
+
+    def analyse(self, planes: Floats, code: TileCode, core: tuple[int, int]) -> Analysed:
+        """`decide` for one tile: its symbols, from coefficients (planes, 64, h, w) in steps."""
+        found = self.decide(planes[None], code, [core])
+        return Analysed(found.symbols(0), float(found.errors[0]))

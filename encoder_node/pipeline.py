@@ -7,7 +7,7 @@ Memory holds one strip, one tile's activations and the chunk index, whatever the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +17,21 @@ from downlink.chunk import ChunkKey, GridCoding, Kind
 from downlink.context import LEVEL_ZERO, LEVELS_PER_OCTAVE
 from downlink.dct import BLOCK, CHANNELS, subband
 from downlink.errors import SceneError
-from downlink.latent import GROUPS, TileCode, encode_tile, tile_bits
+from downlink.latent import GROUPS, TileCode
 from downlink.lattice import Resolution, join, lattices, resolution_of
 from downlink.mask import MaskMode
 from downlink.plane import FrontEnd
 from downlink.quality import default_peak
 from downlink.repeat import Repetition
 from downlink.scene import Scene, validate
-from encoder_node.encoder import Analysed, PlaneEncoder
+from downlink.symbol import SymbolEncoder, finish_together
+from encoder_node.encoder import PlaneEncoder
 from encoder_node.exact import encode_exact
 from encoder_node.mask_spool import MaskSpool
+from encoder_node.refine import Decision
 from encoder_node.source import Source
 from encoder_node.spool import EncodedScene, Spool
-from encoder_node.target import Estimate, Target, rate_slope, search_step, step_of_quality
+from encoder_node.target import Estimate, Target, rate_slope, search_step, secant, step_of_quality
 from encoder_node.tiles import LatticeReader, NotRepeated, TilePixels, sample_windows
 from encoder_node.weights import band_weights, check_names
 
@@ -45,6 +47,13 @@ RATE_ROUNDS = 4
 """How often a scene is encoded again whose rate came out otherwise than the sample tiles promised."""
 MANIFEST_BYTES = 256
 """About what a manifest takes."""
+
+TILES_AT_ONCE = 4
+"""Tiles of a row that are analysed together …"""
+PLANE_TILES_AT_ONCE = 64
+"""… but no more than so many planes in all, so that hundreds of bands stay in bounded memory."""
+SYMBOLS_AT_ONCE = 1 << 24
+"""Symbols that wait for the entropy coder: chunks of many tiles are coded side by side."""
 
 Progress = Callable[[int, int], None]
 
@@ -72,10 +81,11 @@ class _LatticeEncoder:
     def _code(self, front_end: FrontEnd, planes_per_chunk: int) -> TileCode:
         return TileCode(self.encoder.spec, self.encoder.tables, front_end.levels, front_end.turn, planes_per_chunk)
 
-    def _analyse(self, tile: TilePixels, front_end: FrontEnd, code: TileCode, step: float) -> Analysed:
-        window = tile.tile.window
-        planes = front_end.forward(tile.coefficients(front_end.mean.astype(np.float32)), step)
-        return self.encoder.analyse(planes, code, (window.height, window.width))
+    def _decide(self, tiles: Sequence[TilePixels], front_end: FrontEnd, code: TileCode, step: float) -> Decision:
+        """Symbols of tiles of one coded size."""
+        mean = front_end.mean.astype(np.float32)
+        planes = np.stack([front_end.forward(tile.coefficients(mean), step) for tile in tiles])
+        return self.encoder.decide(planes, code, [(t.tile.window.height, t.tile.window.width) for t in tiles])
 
     def estimate(self, step: float) -> tuple[float, float]:
         """(bits, squared error in DN squared, summed over samples) that the whole lattice takes at this step, from
@@ -86,11 +96,11 @@ class _LatticeEncoder:
         pixels = 0
         for number in self.reader.sample_tiles(RATE_TILES):
             tile = self.reader.one(number)
-            symbols, rounding_error = self._analyse(tile, front_end, code, step)
-            tile_cost = tile_bits(code, symbols, self.encoder.prior)
+            decided = self._decide([tile], front_end, code, step)
+            tile_cost = decided.bits(0)
             bits += tile_cost + 8 * OVERHEAD_BYTES_PER_CHUNK * GROUPS
             samples = tile.tile.window.samples * len(self.reader.lattice.members)
-            error += rounding_error * self._error_ratio(tile_cost / samples) * step**2
+            error += float(decided.errors[0]) * self._error_ratio(tile_cost / samples) * step**2
             pixels += tile.tile.window.samples
         lattice = self.reader.lattice
         whole = lattice.height * lattice.width
@@ -133,17 +143,44 @@ class _LatticeEncoder:
         code = self._code(front_end, block)
         spool.put(ChunkKey(Kind.SIDE, grid=grid), front_end.pack())
         masks = MaskSpool(grid, len(self.reader.grid.bands), self.reader.tiles, spool)
+        waiting: dict[ChunkKey, SymbolEncoder] = {}
         for row in range(self.reader.tiles.rows):
-            for tile in self.reader.row(row):
-                masks.put(tile.number, tile.nodata())
-                symbols = self._analyse(tile, front_end, code, step).symbols
-                chunks = encode_tile(code, symbols, self.encoder.prior)
-                for (group, number), payload in chunks.items():
-                    if len(payload) > limits.CHUNK_BYTES_MAX:
-                        raise _ChunkTooLarge
-                    spool.put(ChunkKey(Kind.LATENT, grid, tile.number, group, number), payload)
-                progress()
+            for tiles in self._together(self.reader.row(row), front_end.planes):
+                for tile in tiles:
+                    masks.put(tile.number, tile.nodata())
+                decided = self._decide(tiles, front_end, code, step)
+                for tile, encoders in zip(tiles, decided.encoders, strict=True):
+                    waiting |= {
+                        ChunkKey(Kind.LATENT, grid, tile.number, group, number): encoder
+                        for (group, number), encoder in encoders.items()
+                    }
+                if sum(encoder.coded for encoder in waiting.values()) > SYMBOLS_AT_ONCE:
+                    _put_chunks(waiting, spool)
+                for _ in tiles:
+                    progress()
+        _put_chunks(waiting, spool)
         return masks.mode
+
+    def _together(self, tiles: Iterable[TilePixels], planes: int) -> Iterator[list[TilePixels]]:
+        """Neighbouring tiles of one coded size, a few at once."""
+        most = max(1, min(TILES_AT_ONCE, PLANE_TILES_AT_ONCE // planes))
+        batch: list[TilePixels] = []
+        for tile in tiles:
+            if batch and (len(batch) == most or tile.tile.coded != batch[0].tile.coded):
+                yield batch
+                batch = []
+            batch.append(tile)
+        yield batch
+
+
+def _put_chunks(waiting: dict[ChunkKey, SymbolEncoder], spool: Spool) -> None:
+    """Make the payloads of many chunks, which is faster at once."""
+    payloads = finish_together(list(waiting.values()))
+    for key, payload in zip(waiting, payloads, strict=True):
+        if len(payload) > limits.CHUNK_BYTES_MAX:
+            raise _ChunkTooLarge
+        spool.put(key, payload)
+    waiting.clear()
 
 
 def _planes_per_chunk(front_end: FrontEnd) -> int:
@@ -243,11 +280,14 @@ def _encode(
             raise
 
     found = encoded()
+    before: tuple[float, float] | None = None
     for _ in range(RATE_ROUNDS):
         if target.met_by(found.stream_bytes, scene.samples):
             break
         rate = 8 * found.stream_bytes / scene.samples
-        octaves = math.log2(rate / target.sample_bits(scene.samples)) / rate_slope(rate)
+        now = math.log2(steps[0]), math.log2(rate / target.sample_bits(scene.samples))
+        octaves = now[1] / secant(before, now, rate_slope(rate))
+        before = now
         steps = [min(max(step * 2**octaves, limits.STEP_MIN), limits.STEP_MAX) for step in steps]
         found.close()
         found = encoded()

@@ -1,87 +1,150 @@
 """Rate-distortion optimised quantisation: symbols that cost more bits than they are worth move one step towards zero.
 
-An encoder may send any symbols it likes; the format does not care. A first guess (rounding with a dead zone) asks the
-prior what each symbol would cost; then each symbol is its nearest integer q, or the next one towards zero if the bits
-that saves are worth more (`bit_price`, in squared steps per bit) than the error it adds. Floats are fine here: nobody
-else needs to know why.
+An encoder may send any symbols it likes; the format does not care. At each stop of the walk (`downlink.walk`) the prior
+says what every symbol would cost there, from symbols that are decided already; each symbol is its nearest integer, or
+the next one towards zero if the bits that saves are worth more (`bit_price`, in squared steps per bit) than the error
+it adds. So one pass over the prior decides and codes. The bits are those of the frequency tables.
 """
 
 from __future__ import annotations
 
-import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from downlink.dct import subband
-from downlink.latent import TileCode, TileSymbols, expect_tile
+from downlink.dct import CHANNELS, ROOT_CHANNELS, subband
+from downlink.latent import TileCode, TileSymbols
+from downlink.lookup import Lookup
 from downlink.prior import Prior, Symbols
+from downlink.quarter import PHASES, PLACES
+from downlink.symbol import SymbolEncoder, lookup_of
+from downlink.walk import Index, Walk
 
-DEAD_ZONE = 0.65
-"""Magnitude below which a latent counts as zero in the first guess."""
-SCALE_UNIT = 0.11
-"""Standard deviation of scale index 1; four indices make an octave (as in training and in the tables)."""
-EXPONENT_LIMIT = 60.0
+Effort = Literal["fast", "best"]
+
+DEAD_ZONE = 0.6
+"""Magnitude below which the fast effort takes a latent for zero: about what refinement would do at low rates."""
 
 Floats = NDArray[np.float32]
-_INVERSE_SCALES = (math.pi / (SCALE_UNIT * math.sqrt(3)) * np.exp2(-(np.arange(256, dtype=np.float32) - 1) / 4)).astype(
-    np.float32
-)
 
 
-def _bits(offset: Floats, inverse: Floats) -> Floats:
-    """Bits of an offset from the mean under a logistic density, up to what is the same for all offsets; `inverse` is
-    one over its scale parameter."""
-    distance = np.abs(offset)
-    near = np.exp(np.minimum((distance - np.float32(0.5)) * inverse, np.float32(EXPONENT_LIMIT)))
-    far = np.exp(np.maximum(-(distance + np.float32(0.5)) * inverse, np.float32(-EXPONENT_LIMIT)))
-    total = np.log1p(near) + np.log1p(far)
-    return np.asarray(total / math.log(2), np.float32)
+class Decision:
+    """Decides on the symbols of tiles of one size and codes them: a guide of `Walk`.
+
+    `root` (tiles, planes, 16, h/4, w/4) and `latent` (tiles, planes, 64, h, w) are exact, in steps; `hyper` (tiles,
+    planes, hyper_latents, h/4, w/4) is decided. Afterwards `encoders` holds what makes the chunks of each tile, by
+    (group, block), and `errors` the squared rounding error of each tile's symbols, in steps squared.
+    """
+
+    def __init__(
+        self, root: Floats, latent: Floats, hyper: Symbols, code: TileCode, prior: Prior, effort: Effort
+    ) -> None:
+        self._root, self._latent, self._hyper, self._code = root, latent, hyper, code
+        self._lookup: Lookup = lookup_of(code.tables)
+        self._price = np.float32(code.spec.bit_price)
+        self._refines = code.spec.bit_price > 0 and effort == "best"
+        self._dead_zone = np.float32(DEAD_ZONE if code.spec.bit_price > 0 else 0.0)
+        self._walk = Walk(code, prior, len(latent), *latent.shape[-2:])
+        self._found: dict[tuple[int, int, int], Symbols] = {}
+        self._open: list[SymbolEncoder] = []
+        self.encoders: list[dict[tuple[int, int], SymbolEncoder]] = [{} for _ in latent]
+        self.errors = np.zeros(len(latent))
+        self._walk.go(self)
+
+    def begin(self, group: int, block: int) -> None:
+        self._open = [SymbolEncoder(self._code.tables) for _ in self.encoders]
+        for encoders, encoder in zip(self.encoders, self._open, strict=True):
+            if group == 0 or self._code.block_planes(block, group):
+                encoders[group, block] = encoder
+        if group == 0:
+            planes = self._code.block_planes(block)
+            for hyper, encoder in zip(self._hyper, self._open, strict=True):
+                values = hyper[planes.start : planes.stop]
+                index = self._code.hyper_index(planes, values.shape).ravel()
+                encoder.add(values.ravel(), index, np.zeros(values.size, np.int32))
+
+    def hyper(self, planes: range) -> Symbols:
+        return self._hyper[:, planes.start : planes.stop].swapaxes(0, 1)
+
+    def settle(self, group: int, plane: int, phase: int, index: Index, mean: Symbols | None) -> Symbols:
+        exact = self._exact(group, plane, phase, index.shape)
+        nearest = np.rint(exact)
+        if not self._refines and self._dead_zone:
+            nearest[np.abs(exact) < self._dead_zone] = 0
+        symbols = nearest.astype(np.int32)
+        if self._refines:
+            self._lower(exact, symbols, index, mean)
+            np.subtract(exact, symbols, out=exact)
+        else:
+            exact -= nearest
+        flat = exact.reshape(len(exact), -1)
+        self.errors += np.einsum("ij,ij->i", flat, flat)
+        self._write(group, phase, symbols, index, mean)
+        self._found[group, plane, phase] = symbols
+        return symbols
+
+    def end(self, group: int, block: int) -> None:
+        for encoder in self._open:
+            encoder.settle()
+
+    def _exact(self, group: int, plane: int, phase: int, shape: tuple[int, ...]) -> Floats:
+        """Exact values of a stop; zero beyond the edge of a grid of odd size."""
+        natural = self._latent[:, plane, subband(group)] if group else self._root[:, plane]
+        out = np.zeros(shape, np.float32)
+        for place, quarter in enumerate(range(PHASES[phase].start, PHASES[phase].stop)):
+            down, across = PLACES[quarter]
+            part = natural[..., down::2, across::2]
+            out[:, :, place, : part.shape[-2], : part.shape[-1]] = part
+        return out
+
+    def _lower(self, exact: Floats, symbols: Symbols, index: Index, mean: Symbols | None) -> None:
+        """Move symbols one step closer to zero where that is worth it."""
+        flat = symbols.reshape(-1)
+        at = np.flatnonzero(flat)
+        value, scale = flat[at], index.reshape(-1)[at]
+        centre = None if mean is None else mean.reshape(-1)[at]
+        sign = np.sign(value)
+        lower = value - sign
+        costs = (self._lookup.plain_costs if mean is None else self._lookup.costs).reshape(-1)
+        saved = costs.take(self._lookup.keys(value, scale, centre))
+        saved -= costs.take(self._lookup.keys(lower, scale, centre))
+        saved *= self._price
+        added = (exact.reshape(-1)[at] - value) * (2 * sign)
+        added += 1
+        flat[at] = np.where(saved > added, lower, value)
+
+    def _write(self, group: int, phase: int, symbols: Symbols, index: Index, mean: Symbols | None) -> None:
+        order = self._walk.orders(group)
+        codes = order.stream(phase, self._lookup.codes_of(symbols, index, mean)).reshape(len(symbols), -1)
+        rare = (codes == self._lookup.rare).any(axis=1)
+        for tile, (encoder, one) in enumerate(zip(self._open, codes, strict=True)):
+            if rare[tile]:
+                values, scales = (order.stream(phase, a[tile]).ravel() for a in (symbols, index))
+                means = None if mean is None else order.stream(phase, mean[tile]).ravel()
+                encoder.add_codes(one, values, scales, means)
+            else:
+                encoder.add_plain_codes(one)
+
+    def bits(self, tile: int) -> float:
+        """Estimated bits of a tile's chunks, without the few bytes that each costs by itself."""
+        return sum(encoder.bits for encoder in self.encoders[tile].values())
+
+    def symbols(self, tile: int) -> TileSymbols:
+        """What was decided for a tile."""
+        planes, (height, width) = self._latent.shape[1], self._latent.shape[-2:]
+        root = np.zeros((planes, ROOT_CHANNELS, height // 4, width // 4), np.int32)
+        latent = np.zeros((planes, CHANNELS, height, width), np.int32)
+        for (group, plane, phase), values in self._found.items():
+            out = latent[plane, subband(group)] if group else root[plane]
+            for place, quarter in enumerate(range(PHASES[phase].start, PHASES[phase].stop)):
+                down, across = PLACES[quarter]
+                part = out[..., down::2, across::2]
+                part[...] = values[tile, :, place, : part.shape[-2], : part.shape[-1]]
+        return TileSymbols(root, latent, self._hyper[tile])
 
 
 def refine(root: Floats, latent: Floats, hyper: Symbols, code: TileCode, prior: Prior) -> TileSymbols:
-    """Symbols of a tile for its exact `root` (planes, 16, h/4, w/4) and `latent` (planes, 64, h, w), given its
+    """Symbols of one tile for its exact `root` (planes, 16, h/4, w/4) and `latent` (planes, 64, h, w), given its
     hyper-latents."""
-    price = code.spec.bit_price
-    if price <= 0:
-        return TileSymbols(_nearest(root), _without_means(_nearest(latent)), hyper)
-    guess = TileSymbols(_guess(root), _without_means(_guess(latent)), hyper)
-    out = TileSymbols(_nearest(root), _without_means(_nearest(latent)), hyper)
-    for number, (index, mean) in enumerate(expect_tile(code, guess, prior)):
-        count = len(index)
-        exact = latent[:count, subband(number)] if number else root[:count]
-        symbols = out.of_subband(number)
-        symbols[:count] = _cheaper(exact, symbols[:count], index, mean, price)
-        symbols[count:] = 0
-    return out
-
-
-def _nearest(exact: Floats) -> Symbols:
-    return np.rint(exact).astype(np.int32)
-
-
-def _guess(exact: Floats) -> Symbols:
-    guess = _nearest(exact)
-    guess[np.abs(exact) < DEAD_ZONE] = 0
-    return guess
-
-
-def _without_means(latent: Symbols) -> Symbols:
-    """Channel 0 is coded as the root."""
-    latent[:, 0] = 0
-    return latent
-
-
-def _cheaper(exact: Floats, nearest: Symbols, index: NDArray[np.uint8], mean: Symbols, price: float) -> Symbols:
-    """`nearest`, or one step closer to zero where that is worth it."""
-    symbols = nearest.reshape(-1)  # a copy where `nearest` is a view of some channels
-    at = np.flatnonzero(symbols)
-    value = symbols[at]
-    lower = value - np.sign(value)
-    inverse = _INVERSE_SCALES[index.reshape(-1)[at]]
-    centre = (mean.reshape(-1)[at] / 8).astype(np.float32)
-    there = exact.reshape(-1)[at]
-    saved = np.subtract(_bits(value - centre, inverse), _bits(lower - centre, inverse))
-    added = (there - lower) ** 2 - (there - value) ** 2
-    symbols[at] = np.where(saved * np.float32(price) > added, lower, value)
-    return symbols.reshape(nearest.shape)
+    return Decision(root[None], latent[None], hyper[None], code, prior, "best").symbols(0)

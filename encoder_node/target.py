@@ -23,6 +23,8 @@ BUDGET_MIN = 512
 BUDGET_AIM, BUDGET_USED = 0.985, 0.96
 RATE_TOLERANCE = 0.015
 SEARCH_ROUNDS = 12
+SLOPES = 0.1, 5.0
+"""Slopes of rate over step, in octaves per octave, that are believed."""
 TOLERANCE = 0.004
 
 
@@ -122,6 +124,15 @@ def rate_slope(bits_per_sample: float) -> float:
     return max(0.35, min(2.0, 0.8 / max(bits_per_sample, 0.1)))
 
 
+def secant(before: tuple[float, float] | None, now: tuple[float, float], otherwise: float) -> float:
+    """How many octaves the excess falls when the step grows by one, from two (log2 step, excess); `otherwise` where they
+    do not say."""
+    if before is None or abs(now[0] - before[0]) < 1e-4:
+        return otherwise
+    slope = (before[1] - now[1]) / (now[0] - before[0])
+    return slope if SLOPES[0] < slope < SLOPES[1] else otherwise
+
+
 def search_step(target: Target, start: float, estimate: Callable[[float], Estimate], samples: int) -> float:
     """The step whose estimate meets a rate or PSNR target, by the secant of log rate (or dB) over log step, kept in a
     bracket.
@@ -130,6 +141,7 @@ def search_step(target: Target, start: float, estimate: Callable[[float], Estima
     """
     low, high = math.log2(limits.STEP_MIN) + 4, math.log2(limits.STEP_MAX) - 2  # log2 step: fine (more bits) .. coarse
     at = math.log2(start)
+    before: tuple[float, float] | None = None  # log2 step and excess of the round before
     for _ in range(SEARCH_ROUNDS):
         found = estimate(2.0**at)
         if target.rate:
@@ -145,7 +157,8 @@ def search_step(target: Target, start: float, estimate: Callable[[float], Estima
             low = at
         else:
             high = at
-        proposal = at + excess / slope
+        proposal = at + excess / secant(before, (at, excess), slope)
+        before = at, excess
         at = proposal if low < proposal < high else (low + high) / 2
         if high - low < 1e-3:
             break
