@@ -44,9 +44,9 @@ SIDE: Final = 32
 """Latents along a tile's side: tiles of 256 px at 8 px to a latent."""
 LEVELS: Final = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
 OCTAVES_MAX: Final = 15
-TURNS: Final = 3
-"""A symbol's prior is asked for once when it is coded and once when it is decoded, its features once each: a third of
-the settings at a time is enough for each setting to answer for many symbols."""
+TURNS: Final = 2
+"""A symbol's prior is asked for once when it is coded and once when it is decoded, its features once each: half of the
+settings at a time is enough for each setting to answer for more symbols than there are."""
 
 
 class Setting(NamedTuple):
