@@ -65,7 +65,8 @@ def test_one_flipped_bit_anywhere_changes_nothing(
                     try:
                         await delivered(box, proxy.address, made)
                     except BaseException as error:
-                        raise AssertionError(f"scene {number}, byte {place} ^ {bits:#04x} {direction}: {error!r}") from error
+                        where = f"scene {number}, byte {place} ^ {bits:#04x} {direction}"
+                        raise AssertionError(f"{where}: {error!r}") from error
                     archived = tmp_path / "archive" / "streams" / f"{made.id}.dl"
                     if archived.read_bytes() != made.file:
                         damaged.append(f"byte {place} ^ {bits:#04x}")
