@@ -25,7 +25,7 @@ from decoder_node.inbox import FREE_BYTES_MIN
 from encoder_node.outbox import Outbox, OutboxFull
 from encoder_node.sender import Options, Sender
 from encoder_node.watch import Watch
-from tests.chaos.rig import check_archived, committed, intact, submit, wait_committed, wait_delivered
+from tests.chaos.rig import check_archived, committed, intact, long_only, submit, wait_committed, wait_delivered
 from tests.nodes import Node, run, send, serve
 from tests.streams import Stream, stream
 
@@ -69,7 +69,7 @@ def test_the_grounds_disk_fills_in_the_middle_and_is_emptied(tmp_path: Path) -> 
     with small_disk(tmp_path / "archive", FREE_BYTES_MIN + 16 * MIB) as archive:
         submit(tmp_path, made)
         ground, address = serve(tmp_path)
-        edge = send(tmp_path, address, "--rate-kbps", "1500")
+        edge = send(tmp_path, address, "--rate-kbps", "2500")
         try:
             wait_committed(tmp_path, 60)
             before = committed(tmp_path)
@@ -92,6 +92,7 @@ def test_the_grounds_disk_fills_in_the_middle_and_is_emptied(tmp_path: Path) -> 
             ground.kill()
 
 
+@long_only
 def test_a_ground_that_is_nearly_full_refuses_new_scenes_and_names_a_time(tmp_path: Path) -> None:
     made = stream(0, name="refused", side=160, chunk_bytes=2000)
     with small_disk(tmp_path / "archive", FREE_BYTES_MIN + 16 * MIB) as archive:
@@ -119,7 +120,7 @@ def test_no_file_of_the_ground_can_grow_for_a_while(tmp_path: Path) -> None:
     made = [stream(number, name="limited", side=320, chunk_bytes=4000) for number in range(2)]
     submit(tmp_path, made)
     ground, address = serve(tmp_path)
-    edge = send(tmp_path, address, "--rate-kbps", "1500")
+    edge = send(tmp_path, address, "--rate-kbps", "2500")
     try:
         wait_committed(tmp_path, 60)
         before = resource.prlimit(ground.process.pid, resource.RLIMIT_FSIZE, (64 * 1024, resource.RLIM_INFINITY))
@@ -168,6 +169,7 @@ def test_a_full_disk_on_the_edge_refuses_new_scenes_and_still_sends_the_old(tmp_
             ground.kill()
 
 
+@long_only
 def test_an_outbox_takes_scenes_until_its_disk_is_full_and_loses_none_of_them(tmp_path: Path) -> None:
     made = [stream(number, name="many", side=320, chunk_bytes=6000) for number in range(16)]
     kept = []
