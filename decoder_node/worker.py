@@ -250,7 +250,8 @@ class Workers:
                 scene_id = await self._disk(lambda: self._ledger.undecoded(self._taken))
                 if scene_id is None or scene_id in self._taken:  # another loop was faster
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._news.wait(), POLL_S)
+                        async with asyncio.timeout(POLL_S):  # wait_for may swallow a cancellation before Python 3.12
+                            await self._news.wait()
                     continue
                 self._taken.add(scene_id)
                 pool = pool or self._pool()
@@ -308,7 +309,8 @@ class Workers:
         processes = list((getattr(pool, "_processes", None) or {}).values())
         clock_s = cpu_s * bounds.CLOCK_PER_CPU
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(job), clock_s)
+            async with asyncio.timeout(clock_s):
+                return await asyncio.wrap_future(job)
         except BrokenProcessPool as error:
             for process in processes:
                 await asyncio.to_thread(process.join, 1.0)

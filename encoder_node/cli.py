@@ -2,13 +2,14 @@
 
 Commands import what they need when they run, so that `--help` is quick and a missing package is only missed where it
 is used. A `DownlinkError` or an OSError ends a command with `Error: ...` on stderr and exit code 1; a wrong command
-line with 2.
+line with 2; a full outbox or disk with 75, which is what sysexits.h calls "try again later".
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import signal
 import sys
@@ -31,7 +32,14 @@ if TYPE_CHECKING:
     from encoder_node.target import Target
 
 DEFAULT_MODEL = "universal"
+FULL = 75
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Full(click.ClickException):
+    """There is no room; later there may be."""
+
+    exit_code = FULL
 
 
 class _Commands(click.Group):
@@ -41,14 +49,15 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except DownlinkError as error:
-            raise click.ClickException(str(error)) from error
+            raise (_Full if error.code == "outbox_full" else click.ClickException)(str(error)) from error
         except ModuleNotFoundError as error:
             raise click.ClickException(
                 f"{error.name} is not installed; pip install latent-downlink brings it"
             ) from error
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(f"{where}{error.strerror or error}") from error
+            failure = _Full if error.errno in (errno.ENOSPC, errno.EDQUOT) else click.ClickException
+            raise failure(f"{where}{error.strerror or error}") from error
 
 
 def _address(ctx: click.Context, _: click.Parameter, value: str) -> str:
@@ -118,6 +127,16 @@ def _targets(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+_outbox_mb = click.option(
+    "--outbox-mb", type=click.FloatRange(0, min_open=True), metavar="N",
+    help="Refuse new scenes when those that wait would have more than N megabytes. Default: as much as the disk holds.",
+)  # fmt: skip
+
+
+def _bytes(megabytes: float | None) -> int | None:
+    return None if megabytes is None else int(megabytes * 1e6)
 
 
 def _tls_options(command: Command) -> Command:
@@ -203,6 +222,7 @@ def encode(scene: Path, out: Path, model: str, threads: int, as_json: bool, **_:
 @click.option(
     "--priority", type=click.IntRange(-1000, 1000), default=0, show_default=True, help="The larger, the sooner."
 )
+@_outbox_mb
 @click.option("--unless-delivered", is_flag=True, help="Do nothing about a scene that the ground has had already.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per scene.")
 def submit(
@@ -211,6 +231,7 @@ def submit(
     model: str,
     threads: int,
     priority: int,
+    outbox_mb: float | None,
     unless_delivered: bool,
     as_json: bool,
     **_: object,
@@ -222,6 +243,8 @@ def submit(
     delivered before is queued once more: the ground answers at once if it still has it. A .dl file made by `encode` is
     queued as it is.
 
+    A full outbox refuses new scenes, with exit code 75; it never drops one that it has taken.
+
     \b
     encoder-node submit a.tif b.tif --outbox /var/lib/encoder-node
     encoder-node submit fire.tif --outbox /var/lib/encoder-node --priority 10 --quality 60
@@ -231,10 +254,11 @@ def submit(
 
     target = _target()
     failures = []
-    with Outbox(outbox, create=True) as box:
+    with Outbox(outbox, create=True, bytes_max=_bytes(outbox_mb), reserve=True) as box:
         for scene in scenes:
             began = time.monotonic()
             try:
+                box.check_room()  # before the work
                 if scene.suffix == ".dl":
                     entry, facts = _submit_stream(box, scene, priority, again=not unless_delivered)
                 else:
@@ -259,6 +283,7 @@ def submit(
     "--ground", required=True, metavar="HOST:PORT", callback=_address, help="Where the decoder node listens.",
 )  # fmt: skip
 @_tls_options
+@_outbox_mb
 @click.option(
     "--watch", type=click.Path(path_type=Path, file_okay=False), help="Submit the scenes that appear in this folder."
 )
@@ -280,9 +305,9 @@ def submit(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
 def run(
-    outbox: Path, ground: str, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None, watch: Path | None,
-    once: bool, rate_kbps: float | None, window_chunks: int, patience: float, model: str, threads: int,
-    log_level: str, **_: object,
+    outbox: Path, ground: str, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None,
+    outbox_mb: float | None, watch: Path | None, once: bool, rate_kbps: float | None, window_chunks: int,
+    patience: float, model: str, threads: int, log_level: str, **_: object,
 ) -> None:  # fmt: skip
     """Send what the outbox holds, for as long as it takes.
 
@@ -312,7 +337,8 @@ def run(
     )
     again = [_option(name, value) for name, value in target.settings.items()]
     again += [f"--model={model}", f"--threads={threads}"]
-    with Outbox(outbox, create=True) as box, _alone(outbox):
+    again += [] if outbox_mb is None else [f"--outbox-mb={outbox_mb:g}"]
+    with Outbox(outbox, create=True, reserve=True) as box, _alone(outbox):
         from encoder_node.sender import Sender
 
         asyncio.run(_run(lambda: Sender(box, options), watch, again, once))

@@ -33,6 +33,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
     outbox: str | None = None
     ground: str | None = None
+    outbox_mb: Positive | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
     tls_ca: str | None = None

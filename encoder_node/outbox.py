@@ -34,7 +34,9 @@ from downlink.chunk import check_chunk
 from downlink.errors import Corrupt, DownlinkError
 from downlink.frame import Chunk, Refusal
 from downlink.manifest import Manifest, scene_id
+from encoder_node import room
 from encoder_node.durable import sync_folder
+from encoder_node.room import Reserve
 
 FILE: Final = "outbox.sqlite"
 VERSION: Final = 1
@@ -69,6 +71,12 @@ class OutboxError(DownlinkError):
     code = "outbox"
 
 
+class OutboxFull(OutboxError):
+    """There is no room for another scene. Later there may be."""
+
+    code = "outbox_full"
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One scene, as `status` shows it."""
@@ -87,7 +95,8 @@ class Entry:
 class Outbox:
     """An open outbox. `create` makes the folder and the file when they are missing. With `read_only`, entries can be
     listed without the right to write; nothing else works then. `connect` opens the database, which a test may let
-    fail."""
+    fail. `bytes_max` bounds the scenes that are not delivered yet, together. With `reserve`, some space is laid aside
+    for the day when the disk is full (`encoder_node.room`)."""
 
     def __init__(
         self,
@@ -96,9 +105,13 @@ class Outbox:
         create: bool = False,
         read_only: bool = False,
         connect: Callable[[Path], sqlite3.Connection] | None = None,
+        bytes_max: int | None = None,
+        reserve: bool = False,
     ) -> None:
         path = folder / FILE
         self.folder = folder
+        self._bytes_max = bytes_max
+        self._reserve = Reserve(folder) if reserve else None
         with _guarded(folder):
             if read_only:
                 self._db = _open_to_read(path)
@@ -108,14 +121,21 @@ class Outbox:
                 sync_folder(folder.parent)
             elif not create and not path.exists():
                 raise _missing(folder)
-            self._db = (connect or _connect)(path)
+        self._despite_full_disk(lambda: self._open(path, connect or _connect))
+
+    def _open(self, path: Path, connect: Callable[[Path], sqlite3.Connection]) -> None:
+        with _guarded(self.folder):
+            self._db = connect(path)
             version = _version(self._db, path)
             if version == 0:
                 self._db.execute("PRAGMA page_size = 16384")  # fewer, longer overflow pages for chunks
                 self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # NORMAL may lose a commit in a power cut
-            self._db.execute(f"PRAGMA journal_size_limit = {16 * limits.MIB}")
+            # A log longer than this is copied into the file and cut: on a full disk there is nothing but the reserve to
+            # log a deletion in.
+            self._db.execute(f"PRAGMA journal_size_limit = {limits.MIB}")
+            self._db.execute(f"PRAGMA wal_autocheckpoint = {limits.MIB // 16384}")
             with self._transaction():
                 if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
                     for statement in SCHEMA.split(";"):
@@ -139,10 +159,11 @@ class Outbox:
         A scene that is here already stays as it is, but for its priority, which is raised to `priority` if that is
         higher. With three exceptions: one that the ground refused is queued again, one whose chunks are damaged gets
         them anew, and so does a delivered one if it is to go `again`: the ground may have lost it since, and answers
-        at once if it has not.
+        at once if it has not. Raises `OutboxFull` when there is no room; nothing else is dropped for it.
         """
         manifest = Manifest.unpack(packed)
         name = scene_id(packed)
+        size = len(packed) + manifest.payload_bytes
         with _guarded(self.folder), self._transaction():
             query = "SELECT number, state, priority FROM scenes WHERE scene_id = ?"
             row = self._db.execute(query, (name,)).fetchone()
@@ -158,16 +179,35 @@ class Outbox:
                     priority = max(priority, row[2])
                 self._delete_chunks(row[0])
                 self._db.execute("DELETE FROM scenes WHERE number = ?", (row[0],))
+            self.check_room(size)
             number = self._db.execute(
                 "INSERT INTO scenes (scene_id, name, priority, state, manifest, lengths, chunks, bytes, submitted_at)"
                 " VALUES (?, ?, ?, 'queued', ?, x'', 0, ?, ?)",
-                (name, manifest.scene.name, priority, packed, len(packed) + manifest.payload_bytes, time.time()),
+                (name, manifest.scene.name, priority, packed, size, time.time()),
             ).lastrowid
             assert number is not None
             lengths = self._insert(number, manifest, chunks)
             facts = (lengths.tobytes(), int(np.count_nonzero(lengths)), number)
             self._db.execute("UPDATE scenes SET lengths = ?, chunks = ? WHERE number = ?", facts)
             return self.entry(name)
+
+    def check_room(self, size: int = 1) -> None:
+        """Raise `OutboxFull` unless a scene of `size` bytes may be taken in."""
+        if self._bytes_max is not None:
+            with _guarded(self.folder):
+                query = "SELECT coalesce(sum(bytes), 0), count(*) FROM scenes WHERE state != 'delivered'"
+                held, scenes = self._db.execute(query).fetchone()
+            if held + size > self._bytes_max:
+                raise OutboxFull(
+                    f"the outbox {self.folder} holds {held} bytes of {scenes} scenes, {size} more would pass its bound "
+                    f"of {self._bytes_max}; wait until some are delivered, or raise --outbox-mb"
+                )
+        free = room.free_bytes(self.folder)
+        if free < 2 * size + room.RESERVE_BYTES:
+            raise OutboxFull(
+                f"the disk of the outbox {self.folder} is full: {free} bytes are free, a scene of {size} bytes needs "
+                f"{2 * size + room.RESERVE_BYTES}; free some space and try again"
+            )
 
     def _insert(self, number: int, manifest: Manifest, chunks: Iterable[bytes]) -> NDArray[np.uint32]:
         """Check and store all chunks; their lengths."""
@@ -247,6 +287,9 @@ class Outbox:
 
     def delivered(self, name: str) -> None:
         """The ground has the scene, durably: forget its chunks."""
+        self._despite_full_disk(lambda: self._delivered(name))
+
+    def _delivered(self, name: str) -> None:
         with _guarded(self.folder):
             with self._transaction():
                 query = "UPDATE scenes SET state = 'delivered', reason = NULL, settled_at = ? WHERE scene_id = ?"
@@ -331,6 +374,17 @@ class Outbox:
         )
         self._db.execute(query, (name,))
 
+    def _despite_full_disk(self, work: Callable[[], None]) -> None:
+        """Do what must not fail for want of space: when it does, the reserve is given up for it."""
+        try:
+            work()
+        except OutboxError as error:
+            if self._reserve is None or not room.disk_full(error.__cause__) or not self._reserve.give():
+                raise
+            work()
+        if self._reserve is not None:
+            self._reserve.take()
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._db.execute("BEGIN IMMEDIATE")
@@ -387,7 +441,10 @@ def _guarded(folder: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        advice = "free some space and try again" if "full" in str(error) else "see whether another program uses it"
+        if "full" in str(error):
+            reason = f"the disk of the outbox {folder} is full ({error})"
+            raise OutboxFull(f"{reason}; free some space and try again") from error
+        advice = "see whether another program uses it"
         raise OutboxError(f"the outbox {folder} does not work ({error}); {advice}") from error
     except OSError as error:
         raise OutboxError(f"the outbox {folder} cannot be made ({error.strerror})") from error

@@ -175,8 +175,15 @@ class Sender:
 
     async def pause(self, seconds: float) -> None:
         """Sleep, but not through a `stop`."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.stopping.wait(), seconds)
+        await wait(self.stopping, seconds)
+
+
+async def wait(event: asyncio.Event, seconds: float) -> None:
+    """Until `event`, but not longer. Not by asyncio.wait_for: before Python 3.12 that may swallow a cancellation which
+    comes together with the event, and whoever has cancelled waits for ever."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 class _Stream:
@@ -236,8 +243,7 @@ class _Stream:
             elif until_empty or now - idle_since > LINGER_S:
                 return
             if frame is None:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), POLL_S)
+                await wait(self._news, POLL_S)
 
     async def _listen(self) -> None:
         contact, sender = self._contact, self._sender

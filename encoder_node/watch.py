@@ -5,7 +5,8 @@ folder need not rename them. Taken are GeoTIFF, JPEG 2000, `.npy`, `.dl`, zipped
 files with their JSON side-car; hidden names and everything else are left alone. Nothing is ever deleted or moved.
 
 Each state of a file is submitted once, by a process of its own: a scene that cannot be encoded, or that kills its
-encoder, is reported and left alone until it changes. What was done is kept in the outbox and survives a restart.
+encoder, is reported and left alone until it changes. One for which the outbox has no room is reported and tried again
+until there is. What was done is kept in the outbox and survives a restart.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 SUFFIXES: Final = frozenset({".tif", ".tiff", ".jp2", ".npy", ".dl", ".zip"})
 SETTLE_S = 2.0
+FULL = 75  # `encoder-node submit`'s word for an outbox without room
+FULL_S = 30.0  # until the next try then
 LOOK_S = 1.0
 
 
@@ -104,6 +107,7 @@ class Watch:
         self._options = [*options]
         self._settling = Settling(settle_s)
         self._said: dict[Path, str] = {}
+        self._full_until = 0.0
         self.failed: list[str] = []
 
     async def run(self) -> None:
@@ -136,7 +140,7 @@ class Watch:
             if seen is None or seen[0] != signature:
                 fresh[path] = signature
         for path in self._settling.settled(fresh, time.monotonic()):
-            if self._sender.stopping.is_set():
+            if self._sender.stopping.is_set() or time.monotonic() < self._full_until:
                 break
             await self._submit(path, fresh.pop(path))
         return list(fresh)
@@ -186,8 +190,13 @@ class Watch:
                 f"its encoder ended with {child.returncode}"
             ]
             reason = lines[-1].removeprefix("Error: ")[:500]
+            if child.returncode == FULL:  # not the scene's fault: nothing is noted, and it is tried again
+                self._full_until = time.monotonic() + FULL_S
+                self._fail(path, reason)
+                return
             self._said.pop(path, None)  # each state of a file is reported
             self._fail(path, reason)
         else:
+            self._said.pop(path, None)
             log.info("submitted", extra={"path": str(path), "scene": said.decode(errors="replace").strip()})
         await self._sender.disk(partial(self._sender.outbox.note, str(path), signature, reason))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encoder_node.pace import BURST_S, Backoff, Bucket
-from encoder_node.sender import FRAME_BYTES, Options
+from encoder_node.sender import FRAME_BYTES, Options, wait
 from encoder_node.watch import Settling, candidates
 
 
@@ -41,15 +43,46 @@ def test_without_a_rate_nothing_waits() -> None:
 def test_the_back_off_doubles_up_to_a_bound_and_starts_again() -> None:
     backoff = Backoff(0.5, 60.0, seed=1)
     waits = [backoff.next_s() for _ in range(40)]
-    for number, wait in enumerate(waits):
+    for number, seconds in enumerate(waits):
         full = min(60.0, 0.5 * 2.0**number)
-        assert full / 2 <= wait <= full
+        assert full / 2 <= seconds <= full
     backoff.reset()
     assert backoff.next_s() <= 0.5
 
 
 def test_many_nodes_do_not_come_back_at_once() -> None:
     assert len({Backoff(seed=seed).next_s() for seed in range(100)}) == 100
+
+
+def test_a_cancellation_that_comes_with_the_news_is_not_swallowed() -> None:
+    """asyncio.wait_for does so before Python 3.12, and then a stream that was given up never ends."""
+
+    async def main() -> None:
+        for turns in range(5):  # of the loop between the news and the cancellation
+            event = asyncio.Event()
+            waiting = asyncio.create_task(wait(event, 60.0))
+            await asyncio.sleep(0.01)
+            event.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if not waiting.done():
+                waiting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await waiting
+
+    asyncio.run(main())
+
+
+def test_waiting_ends_with_the_news_or_the_time() -> None:
+    async def main() -> None:
+        event = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.02, event.set)
+        began = time.monotonic()
+        await wait(event, 60.0)
+        await wait(asyncio.Event(), 0.05)
+        assert 0.06 < time.monotonic() - began < 2.0
+
+    asyncio.run(main())
 
 
 def test_frames_are_short_on_a_slow_link() -> None:

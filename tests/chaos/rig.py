@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from decoder_node.ledger import Ledger
 from downlink.checksum import crc32c
 from downlink.incoming import Incoming
 from downlink.ranges import Range
@@ -25,6 +27,9 @@ from tests.streams import Stream, stream
 
 LONG = os.environ.get("CHAOS") == "long"
 SEED = int(os.environ.get("CHAOS_SEED", time.time_ns() % 2**32 if LONG else 1))
+
+
+long_only = pytest.mark.skipif(not LONG, reason="only in `make chaos`")
 
 
 def rounds(short: int, long: int) -> int:
@@ -46,6 +51,23 @@ def submit(folder: Path, streams: Iterable[Stream], priority: int = 0) -> None:
 def undelivered(folder: Path) -> int:
     with Outbox(folder / "outbox", read_only=True) as box:
         return len(box.undelivered())
+
+
+def committed(folder: Path) -> dict[str, int]:
+    """Chunks in the ledger, by scene, as a look from outside finds them while the ground runs."""
+    ledger = Ledger(folder / "archive", read_only=True)
+    try:
+        return {entry.scene_id: entry.chunks_committed for entry in ledger.entries()}
+    finally:
+        ledger.close()
+
+
+def wait_committed(folder: Path, count: int) -> None:
+    """Until the ground has so many chunks of some scene, and not all of it."""
+    until = time.monotonic() + 30
+    while not any(found > count for found in committed(folder).values()):
+        assert time.monotonic() < until, committed(folder)
+        time.sleep(0.01)
 
 
 def wait_delivered(folder: Path, within_s: float, *nodes: Node) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.proxy import Cut, CutAfter, CutAt, Fate, Proxy, Stall, Throttle
-from tests.chaos.rig import chance, check_archived, rounds, submit, wait_delivered
+from tests.chaos.rig import chance, check_archived, long_only, rounds, submit, wait_delivered
 from tests.nodes import Node, send, serve
 from tests.streams import Stream, stream
 
@@ -56,7 +56,7 @@ def test_a_cut_at_every_chunk_boundary(tmp_path: Path) -> None:
     """A byte before it, on it, a byte after it; a scene of its own for each."""
     shape = {"side": 128, "chunk_bytes": 900}
     boundaries = sorted(stream(0, name="boundary", **shape).sent)
-    chosen = chance("boundary").choice(boundaries, rounds(2, len(boundaries)), replace=False)
+    chosen = chance("boundary").choice(boundaries, rounds(1, len(boundaries)), replace=False)
     made = []
     with both(tmp_path) as (proxy, edge, ground):
         for number in sorted(int(index) for index in chosen):
@@ -79,7 +79,7 @@ def test_cuts_of_what_the_ground_says(tmp_path: Path) -> None:
     random = chance("up")
     made = []
     with both(tmp_path) as (proxy, edge, ground):
-        for number in range(rounds(4, 150)):
+        for number in range(rounds(2, 150)):
             scene = stream(number, name="upwards", side=128, chunk_bytes=900)
             made.append(scene)
             fates = iter([CutAfter(int(random.integers(1, 600)))])
@@ -111,6 +111,7 @@ def test_a_link_that_is_cut_again_and_again(tmp_path: Path) -> None:
         check_archived(tmp_path, made)
 
 
+@long_only
 def test_a_link_that_stands_still_and_then_goes_on(tmp_path: Path) -> None:
     """A stall is not a cut: nothing is sent twice, and no node gives up."""
     random = chance("stall")
@@ -130,6 +131,7 @@ def test_a_link_that_stands_still_and_then_goes_on(tmp_path: Path) -> None:
         check_archived(tmp_path, made)
 
 
+@long_only
 def test_a_slow_link_is_used_to_the_full(tmp_path: Path) -> None:
     """Throttled to 64 kbyte/s: 90 % of what it can carry is payload, and nothing is sent twice."""
     rate = 64_000.0

@@ -20,7 +20,20 @@ from downlink.framing import edge_message, ground_frame
 from downlink.ranges import Range
 from downlink.wire import link_pb2_grpc
 from encoder_node.outbox import Outbox
-from tests.chaos.rig import chance, check_archived, intact, many, on_disk, rounds, submit, undelivered, wait_delivered
+from tests.chaos.rig import (
+    chance,
+    check_archived,
+    committed,
+    intact,
+    long_only,
+    many,
+    on_disk,
+    rounds,
+    submit,
+    undelivered,
+    wait_committed,
+    wait_delivered,
+)
 from tests.nodes import ENVIRONMENT, run, send, serve
 from tests.streams import Stream, stream
 
@@ -159,6 +172,7 @@ def test_what_the_ground_has_acknowledged_survives_its_kill(tmp_path: Path) -> N
         ground.kill()
 
 
+@long_only
 def test_both_are_killed_and_nothing_is_lost(tmp_path: Path) -> None:
     random = chance("both")
     made = many(rounds(6, 120), side=160, chunk_bytes=1500, first=500)
@@ -181,6 +195,33 @@ def test_both_are_killed_and_nothing_is_lost(tmp_path: Path) -> None:
         assert edge.wait(rounds(30, 300)) == 0
         assert undelivered(tmp_path) == 0
         check_archived(tmp_path, made)
+    finally:
+        ground.kill()
+        edge.kill()
+
+
+def test_sigterm_ends_both_within_ten_seconds_without_loss(tmp_path: Path) -> None:
+    made = stream(7, name="stopped", side=320, chunk_bytes=4000)
+    submit(tmp_path, [made])
+    ground, address = serve(tmp_path)
+    edge = send(tmp_path, address, "--rate-kbps", "1600")
+    try:
+        wait_committed(tmp_path, 20)
+        began = time.monotonic()
+        assert edge.terminate() == 0
+        assert time.monotonic() - began < 10
+        kept = committed(tmp_path)[made.id]
+        assert 20 < kept < len(made.sent)
+        edge = send(tmp_path, address, "--rate-kbps", "1600")
+        wait_committed(tmp_path, kept)
+        began = time.monotonic()
+        assert ground.terminate() == 0
+        assert time.monotonic() - began < 10
+        assert committed(tmp_path)[made.id] > kept
+        ground, _ = serve(tmp_path, address)
+        wait_delivered(tmp_path, 30, edge, ground)
+        assert edge.terminate() == 0
+        check_archived(tmp_path, [made])
     finally:
         ground.kill()
         edge.kill()

@@ -1,0 +1,126 @@
+"""What must never happen, checked after every step of a run: the promises of docs/link.md."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from decoder_node.ledger import Ledger
+from downlink.frame import Ack, GroundFrame, SceneState, State
+from downlink.ranges import bitmap
+from downlink.stream import head
+from encoder_node.outbox import Outbox
+from tests.sim.disk import Database, SimDisk
+from tests.streams import Stream
+
+
+class Broken(AssertionError):
+    """A promise is broken."""
+
+
+class Judge:
+    """Knows what was submitted, acknowledged and called durable, and compares it with what is on the media."""
+
+    def __init__(self, archive: Path, disk: SimDisk, database: Database, scenes: list[Stream]) -> None:
+        self.scenes = {made.id: made for made in scenes}
+        self.acked: dict[str, set[int]] = defaultdict(set)
+        self.durable: set[str] = set()  # called so by the ground
+        self._archive, self._disk, self._database = archive, disk, database
+        self._seen = (-1, -1)
+        self._starts = {}
+        for made in scenes:
+            position, starts = len(head(made.packed)), []
+            for chunk in made.chunks:
+                starts.append(position)
+                position += len(chunk)
+            self._starts[made.id] = starts
+
+    def said(self, frame: GroundFrame) -> None:
+        """The ground says this, now."""
+        if getattr(frame, "scene_id", None) not in self.scenes:  # Welcome, or an answer to an offer that came damaged
+            return
+        match frame:
+            case Ack(scene_id, committed):
+                indexes = {index for item in committed for index in range(item.first, item.end)}
+                self.acked[scene_id] |= indexes & self.scenes[scene_id].sent
+                self._check_acked(scene_id)
+            case SceneState(scene_id, State.DURABLE):
+                self.durable.add(scene_id)
+                self._check_durable(scene_id)
+            case SceneState(scene_id, State.RECEIVING, missing):
+                if scene_id in self.durable:
+                    raise Broken(f"{scene_id[:8]} was durable and is received again: its tombstone is forgotten")
+                made = self.scenes[scene_id]
+                wanted = bitmap(len(made.chunks), missing)
+                if again := [index for index in self.acked[scene_id] if wanted[index]]:
+                    raise Broken(f"{scene_id[:8]}: chunks {again} were acknowledged and are missing again")
+
+    def step(self) -> None:
+        """Something has happened: nothing that was acknowledged may be at risk."""
+        seen = (self._disk.changes, self._database.changes)
+        if seen != self._seen:
+            self._seen = seen
+            for scene_id in self.scenes:
+                self._check_durable(scene_id) if scene_id in self.durable else self._check_acked(scene_id)
+
+    def forgotten(self, scene_id: str) -> None:
+        """The edge deletes its copy, now."""
+        if self._content(scene_id, [self._stream(scene_id)]) != {self.scenes[scene_id].file}:
+            raise Broken(f"the edge forgets {scene_id[:8]}, which the ground does not have, or not safely")
+
+    def check_outbox(self, outbox: Outbox, scenes: list[Stream]) -> None:
+        """After a start of the edge, and at the end: what was submitted is there, whole, or is safe on the ground."""
+        states = {entry.scene_id: entry.state for entry in outbox.entries()}
+        for made in scenes:
+            match states.get(made.id):
+                case "queued":
+                    indexes = sorted(made.sent)
+                    found = [chunk.content for chunk in outbox.load(made.id, indexes)]
+                    if found != [made.chunks[index] for index in indexes]:
+                        raise Broken(f"the outbox has other bytes of {made.id[:8]} than it was given")
+                case "delivered":
+                    self.forgotten(made.id)
+                case state:
+                    raise Broken(f"{made.id[:8]} is {state} in the outbox, though nobody refused or damaged it")
+
+    def check_end(self, ledger: Ledger) -> None:
+        """All is delivered."""
+        for made in self.scenes.values():
+            self.forgotten(made.id)
+        rows = {entry.scene_id: entry.state for entry in ledger.entries()}
+        if rows != dict.fromkeys(self.scenes, "durable"):
+            raise Broken(f"the ledger has {rows}")
+        names = sorted(path for path in self._disk.names)
+        if names != sorted(self._stream(scene_id) for scene_id in self.scenes):
+            raise Broken(f"the archive has {[str(path) for path in names]}")
+
+    def _check_acked(self, scene_id: str) -> None:
+        if not self.acked[scene_id]:
+            return
+        made, starts = self.scenes[scene_id], self._starts[scene_id]
+        rows = self._database.execute("SELECT first, count FROM committed WHERE scene_id = ?", (scene_id,)).fetchall()
+        known = {index for first, count in rows for index in range(first, first + count)}
+        settled = self._database.execute("SELECT durable_at FROM scenes WHERE scene_id = ?", (scene_id,)).fetchone()
+        paths = [self._stream(scene_id), self._archive / "inbox" / f"{scene_id}.part"]
+        outcomes = self._disk.outcomes(paths)
+        for index in self.acked[scene_id]:
+            if index not in known and not settled[0]:
+                raise Broken(f"{scene_id[:8]}: chunk {index} was acknowledged and is not in the ledger")
+            start, content = starts[index], made.chunks[index]
+            for found in outcomes:
+                if found is None or any(part[start : start + len(content)] != content for part in found):
+                    raise Broken(f"{scene_id[:8]}: chunk {index} was acknowledged and a power cut would lose it")
+
+    def _check_durable(self, scene_id: str) -> None:
+        if self._content(scene_id, [self._stream(scene_id)]) != {self.scenes[scene_id].file}:
+            raise Broken(f"{scene_id[:8]} was called durable, and its stream is not safe on disk, byte for byte")
+
+    def _content(self, scene_id: str, paths: list[Path]) -> set[bytes | None]:
+        """All that may be found under the first of `paths` after a power cut."""
+        found: set[bytes | None] = set()
+        for outcome in self._disk.outcomes(paths):
+            found |= {None} if outcome is None else {*outcome}
+        return found
+
+    def _stream(self, scene_id: str) -> Path:
+        return self._archive / "streams" / f"{scene_id}.dl"

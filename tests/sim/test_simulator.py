@@ -1,0 +1,205 @@
+"""The promises of the link under everything that can go wrong, from 1000 seeds; and proof that a broken one is seen."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from decoder_node.inbox import Inbox
+from decoder_node.ledger import Ledger
+from downlink.action import Commit, GroundAction, Send
+from downlink.frame import Ack, Chunk, EdgeFrame, GroundFrame
+from downlink.incoming import Incoming
+from downlink.ranges import runs_of
+from downlink.session import EdgeSession, GroundSession
+from encoder_node.contact import Contact
+from tests.sim.disk import Database, SimDisk, _Handle
+from tests.sim.judge import Broken
+from tests.sim.world import World
+
+SEEDS = 1000
+PARTS = 20
+SHORT = 28  # the seed of a run of one short scene: 46 operations on the ground, 9 on the edge
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def run(seed: int) -> None:
+    try:
+        World(seed).run()
+    except Exception as error:
+        raise AssertionError(f"{error}\nagain:  python -m pytest tests/sim --seed={seed}") from error
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_whatever_goes_wrong_every_promise_is_kept(part: int, request: pytest.FixtureRequest) -> None:
+    seed = request.config.getoption("--seed", default=None)
+    if seed is not None:
+        if part:
+            pytest.skip("one seed only")
+        World(seed).run()
+        return
+    for number in range(part, request.config.getoption("--seeds", default=None) or SEEDS, PARTS):
+        run(number)
+
+
+@pytest.mark.parametrize("what", ["fail_at", "stop_at"])
+@pytest.mark.parametrize("machine", ["ground", "edge"])
+def test_the_nth_operation_fails_for_every_n(what: str, machine: str) -> None:
+    """SQLite's loop: fail the 1st, 2nd, ... operation on disk or database, until a run ends before it comes to that."""
+    for number in itertools.count(1):
+        world = World(SHORT, calm=True)
+        trouble = world.ground.trouble if machine == "ground" else world.edges[0].trouble
+        place = trouble.operations + number
+        setattr(trouble, what, place)
+        try:
+            world.run()
+        except Broken as error:
+            raise AssertionError(f"{what} {number} of the {machine}: {error}") from error
+        if trouble.operations < place:
+            break
+    assert number > (30 if machine == "ground" else 5)
+
+
+# --- each promise broken on purpose: some seed must see it ---
+
+
+def acks_before_it_stores(patch: pytest.MonkeyPatch) -> None:
+    receive = GroundSession.receive
+
+    def early(self: GroundSession, frame: EdgeFrame, now: float) -> list[GroundAction]:
+        actions = receive(self, frame, now)
+        said: list[GroundAction] = [
+            Send(Ack(arrival.incoming.scene_id, runs_of([arrival.index])))
+            for action in actions
+            if isinstance(action, Commit)
+            for arrival in action.arrivals
+        ]
+        return said + actions
+
+    patch.setattr(GroundSession, "receive", early)
+
+
+def ignores_checksums(patch: pytest.MonkeyPatch) -> None:
+    judge = Incoming.judge
+
+    def lenient(self: Incoming, chunk: Chunk) -> str | None:
+        fault = judge(self, chunk)
+        return fault if fault and "before the chunk list" in fault else None
+
+    patch.setattr(Incoming, "judge", lenient)
+
+
+def forgets_tombstones(patch: pytest.MonkeyPatch) -> None:
+    find = Ledger.find
+
+    def blank(self: Ledger, scene_id: str) -> Any:
+        entry = find(self, scene_id)
+        return None if entry is None or entry.durable_at is not None else entry
+
+    patch.setattr(Ledger, "find", blank)
+
+
+def drops_the_sync_of_chunks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_Handle, "sync", lambda self: None)
+
+
+def drops_the_sync_of_names(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SimDisk, "sync_folder", lambda self, folder: None)
+
+
+def drops_the_sync_of_databases(patch: pytest.MonkeyPatch) -> None:
+    execute = Database.execute
+
+    def lazy(self: Database, statement: str, values: Any = ()) -> Any:
+        return execute(self, statement.replace("= FULL", "= NORMAL"), values)
+
+    patch.setattr(Database, "execute", lazy)
+
+
+def says_durable_unverified(patch: pytest.MonkeyPatch) -> None:
+    ignores_checksums(patch)
+    patch.setattr(Inbox, "verify", lambda self, incoming: None)
+
+
+def forgets_when_all_is_acknowledged(patch: pytest.MonkeyPatch) -> None:
+    hear = Contact.hear
+
+    def hasty(self: Contact, frame: GroundFrame, now: float) -> None:
+        hear(self, frame, now)
+        if isinstance(frame, Ack) and frame.scene_id in self.session.open and not self.session.unacked:
+            self._outbox.delivered(frame.scene_id)
+
+    patch.setattr(Contact, "hear", hasty)
+
+
+def believes_any_durable(patch: pytest.MonkeyPatch) -> None:
+    """What a flipped bit in a state would do without the hash in it."""
+    state = EdgeSession._scene_state
+
+    def gullible(self: EdgeSession, frame: Any) -> Any:
+        from dataclasses import replace
+
+        from downlink.frame import State
+
+        return (
+            state(self, replace(frame, state=State.DURABLE, payload_sha256=self._scenes[frame.scene_id].payload_sha256))
+            if frame.scene_id in self._scenes and frame.refusal
+            else state(self, frame)
+        )
+
+    patch.setattr(EdgeSession, "_scene_state", gullible)
+
+
+def leaves_a_transaction_open(patch: pytest.MonkeyPatch) -> None:
+    """As it was: a COMMIT that failed was not rolled back."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def careless(self: Ledger) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    patch.setattr(Ledger, "_transaction", careless)
+
+
+BROKEN = [
+    (acks_before_it_stores, "was acknowledged and is not in the ledger"),
+    (ignores_checksums, "was acknowledged and a power cut would lose it"),  # other bytes are not it
+    (forgets_tombstones, "its tombstone is forgotten"),
+    (drops_the_sync_of_chunks, "was acknowledged and a power cut would lose it"),
+    (drops_the_sync_of_names, "was acknowledged and a power cut would lose it"),
+    (drops_the_sync_of_databases, "is None in the outbox"),
+    (says_durable_unverified, "was acknowledged and a power cut would lose it"),
+    (forgets_when_all_is_acknowledged, "the edge forgets"),
+    (believes_any_durable, "the edge forgets"),
+    (leaves_a_transaction_open, "is still not delivered"),
+]
+
+
+@pytest.mark.parametrize(("broken", "seen"), BROKEN, ids=[broken.__name__ for broken, _ in BROKEN])
+def test_a_broken_promise_is_seen(
+    broken: Callable[[pytest.MonkeyPatch], None], seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(monkeypatch)
+    for seed in range(200):
+        try:
+            World(seed).run()
+        except Broken as error:
+            if seen in str(error):
+                return
+    raise AssertionError(f"200 seeds, and none sees that the link {broken.__name__.replace('_', ' ')}")
