@@ -26,7 +26,8 @@ TILES_AT_ONCE = 4
 """Tiles that pass a network together: what it works on stays in the cache."""
 _EARLIER = SUBBANDS[-2]
 """Channels that the last subband knows of."""
-_SMALL = COMPAND_TABLE[:256].astype(np.uint8).tobytes()
+_OF_BYTES = COMPAND_TABLE[np.abs(np.arange(256).astype(np.int8).astype(np.int64))].astype(np.uint8).tobytes()
+"""Companded magnitude of each int8, by its byte."""
 _DECAY = np.int16(ENERGY_DECAY)
 
 Floats = NDArray[np.float32]
@@ -56,8 +57,8 @@ class Guide(Protocol):
     def hyper(self, planes: range) -> Symbols:
         """Hyper-latents (planes, tiles, hyper_latents, h/4, w/4); asked after `begin` of a block of subband 0."""
 
-    def settle(self, group: int, plane: int, phase: int, index: Index, mean: Symbols | None) -> Symbols:
-        """The symbols of a stop, of which the prior expects these scale indices and means (None: all zero)."""
+    def settle(self, group: int, plane: int, phase: int, index: Index, mean: Symbols | None) -> NDArray[Any]:
+        """The symbols of a stop, int32 or, where all fit, int8, of which the prior expects these scale indices and means (None: all zero)."""
 
     def end(self, group: int, block: int) -> None:
         """A chunk ends."""
@@ -230,16 +231,14 @@ def _channels(group: int) -> int:
     return at.stop - at.start if group else ROOT_CHANNELS
 
 
-def magnitudes(symbols: Symbols) -> Magnitudes:
+def magnitudes(symbols: NDArray[Any]) -> NDArray[Any]:
     """Companded magnitudes of symbols."""
-    absolute = np.abs(symbols)
-    if absolute.size and int(absolute.max()) > 255:
-        return compand(absolute)
-    flat = absolute.astype(np.uint8).tobytes().translate(_SMALL)
-    return np.frombuffer(flat, np.uint8).reshape(symbols.shape).astype(np.int16)
+    if symbols.dtype != np.int8:
+        return compand(np.abs(symbols))
+    return np.frombuffer(symbols.tobytes().translate(_OF_BYTES), np.uint8).reshape(symbols.shape)
 
 
-def _scatter(values: Symbols, quarters: slice, out: Symbols) -> None:
+def _scatter(values: NDArray[Any], quarters: slice, out: Symbols) -> None:
     """Symbols of a phase (tiles, channels, quarters, rows, columns) -> their places in (tiles, channels, h, w)."""
     for place, quarter in enumerate(range(quarters.start, quarters.stop)):
         down, across = PLACES[quarter]

@@ -66,8 +66,11 @@ class PlaneEncoder:
         ]
         return parts[0] if len(parts) == 1 else [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
-    def decide(self, planes: Floats, code: TileCode, cores: Sequence[tuple[int, int]]) -> Decision:
-        """Coefficients (tiles, planes, 64, h, w) in steps -> what is sent of tiles of one size. Changes `planes`.
+    def decide(
+        self, planes: Floats, code: TileCode, cores: Sequence[tuple[int, int]], measures: bool = True
+    ) -> Decision:
+        """Coefficients (tiles, planes, 64, h, w) in steps -> what is sent of tiles of one size, and, if it `measures`, the
+        error that makes. Changes `planes`.
 
         `cores` are the (height, width) in pixels that matter: latents wholly beyond them are zeros, which cost next to
         nothing; block means there continue the edge, which costs less than a jump.
@@ -83,7 +86,7 @@ class PlaneEncoder:
         (hyper,) = self._run(HYPER, {"coefficients": flat, "level": level})
         root = dct.root_forward(flat[:, 0]).reshape(tiles, count, dct.ROOT_CHANNELS, *hyper.shape[-2:])
         whole = np.rint(hyper).astype(np.int32).reshape(tiles, count, *hyper.shape[1:])
-        return Decision(root, planes, whole, code, self.prior, self.effort)
+        return Decision(root, planes, whole, code, self.prior, self.effort, measures)
 
     def analyse(self, planes: Floats, code: TileCode, core: tuple[int, int]) -> Analysed:
         """`decide` for one tile: its symbols, from coefficients (planes, 64, h, w) in steps."""

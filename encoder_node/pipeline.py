@@ -46,9 +46,9 @@ RATE_ROUNDS = 4
 MANIFEST_BYTES = 256
 """About what a manifest takes."""
 
-TILES_AT_ONCE = 4
+TILES_AT_ONCE = 8
 """Tiles of a row that are analysed together …"""
-PLANE_TILES_AT_ONCE = 64
+PLANE_TILES_AT_ONCE = 96
 """… but no more than so many planes in all, so that hundreds of bands stay in bounded memory."""
 SYMBOLS_AT_ONCE = 1 << 24
 """Symbols that wait for the entropy coder: chunks of many tiles are coded side by side."""
@@ -79,11 +79,13 @@ class _LatticeEncoder:
     def _code(self, front_end: FrontEnd, planes_per_chunk: int) -> TileCode:
         return TileCode(self.encoder.spec, self.encoder.tables, front_end.levels, front_end.turn, planes_per_chunk)
 
-    def _decide(self, tiles: Sequence[TilePixels], front_end: FrontEnd, code: TileCode, step: float) -> Decision:
+    def _decide(
+        self, tiles: Sequence[TilePixels], front_end: FrontEnd, code: TileCode, step: float, measures: bool
+    ) -> Decision:
         """Symbols of tiles of one coded size."""
         mean = front_end.mean.astype(np.float32)
         planes = np.stack([front_end.forward(tile.coefficients(mean), step) for tile in tiles])
-        return self.encoder.decide(planes, code, [(t.tile.window.height, t.tile.window.width) for t in tiles])
+        return self.encoder.decide(planes, code, [(t.tile.window.height, t.tile.window.width) for t in tiles], measures)
 
     def estimate(self, step: float) -> tuple[float, float]:
         """(bits, squared error in DN squared, summed over samples) that the whole lattice takes at this step, from
@@ -94,7 +96,7 @@ class _LatticeEncoder:
         pixels = 0
         for number in self.reader.sample_tiles(RATE_TILES):
             tile = self.reader.one(number)
-            decided = self._decide([tile], front_end, code, step)
+            decided = self._decide([tile], front_end, code, step, True)
             tile_cost = decided.bits(0)
             bits += tile_cost + 8 * OVERHEAD_BYTES_PER_CHUNK * GROUPS
             samples = tile.tile.window.samples * len(self.reader.lattice.members)
@@ -146,7 +148,7 @@ class _LatticeEncoder:
             for tiles in self._together(self.reader.row(row), front_end.planes):
                 for tile in tiles:
                     mode = self._put_mask(tile, mode, spool)
-                decided = self._decide(tiles, front_end, code, step)
+                decided = self._decide(tiles, front_end, code, step, False)
                 for tile, encoders in zip(tiles, decided.encoders, strict=True):
                     waiting |= {
                         ChunkKey(Kind.LATENT, grid, tile.number, group, number): encoder
