@@ -17,10 +17,22 @@ from downlink import bundle
 from downlink.bundle import Bundle, find
 from downlink.cli import main
 from downlink.errors import BundleError
-from downlink.latent import TileCode, TileSymbols, decode_tiles, encode_tile
+from downlink.dct import CHANNELS, ROOT_CHANNELS
+from downlink.latent import ReceivedTile, TileCode, decode_tiles, encode_tile
+from downlink.prior import GRAPHS, Prior
 from encoder_node.encoder import PlaneEncoder
 from training import conformance
-from training.conformance import PLANES, SEED, SETTINGS, Setting, decoder_in, drawn_levels, drawn_tile, prove
+from training.conformance import (
+    PLANES,
+    SEED,
+    SETTINGS,
+    Setting,
+    decoder_in,
+    drawn_levels,
+    drawn_tile,
+    drawn_turn,
+    prove,
+)
 
 SIDE = 16
 """Latents along a tile's side here: small tiles, so that the suite stays quick."""
@@ -32,36 +44,38 @@ def encoder() -> PlaneEncoder:
 
 
 def test_all_settings_answer_alike(encoder: PlaneEncoder) -> None:
-    seen = prove(encoder.bundle, 250_000, side=SIDE)
+    seen = prove(encoder.bundle, 150_000, side=SIDE)
     assert seen["agree"], seen
-    assert seen["symbols_returned"] == seen["symbols"] >= 250_000
+    assert seen["symbols_returned"] == seen["symbols"] >= 150_000
     assert len(seen["settings"]) == 8
-    assert all(row["answers"] >= seen["symbols"] for row in seen["settings"])
+    assert all(row["answers"] >= seen["symbols"] / 2 for row in seen["settings"])
+    assert all(row["differing"] == 0 for row in seen["settings"])
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: f"{setting.threads}-{setting.optimisation}")
 def test_each_setting_alone_makes_the_same_bytes_and_finds_the_symbols(encoder: PlaneEncoder, setting: Setting) -> None:
     levels = drawn_levels(SEED, PLANES)
     tile = drawn_tile(encoder.spec, levels, SEED, SIDE)
-    code = TileCode(encoder.spec, encoder.tables, levels, PLANES)
-    payloads = encode_tile(code, tile.latent, tile.hyper, encoder.prior)
+    code = TileCode(encoder.spec, encoder.tables, levels, drawn_turn(SEED, PLANES), PLANES)
+    payloads = encode_tile(code, tile, encoder.prior)
+    assert len(payloads) == 4
     prior = decoder_in(encoder.bundle, setting).prior
-    assert encode_tile(code, tile.latent, tile.hyper, prior) == payloads
-    again = TileSymbols(code, SIDE, SIDE, payloads)
+    assert encode_tile(code, tile, prior) == payloads
+    again = ReceivedTile(code, SIDE, SIDE, payloads)
     decode_tiles([again], prior)
-    np.testing.assert_array_equal(again.latent, tile.latent)
-    np.testing.assert_array_equal(again.hyper, tile.hyper)
+    for found, drawn in zip(again.symbols, tile, strict=True):
+        np.testing.assert_array_equal(found, drawn)
 
 
-def test_one_answer_that_differs_is_found(encoder: PlaneEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_one_answer_that_differs_is_found(encoder: PlaneEncoder, monkeypatch: pytest.MonkeyPatch, graph: str) -> None:
     def decoder(_: Bundle, setting: Setting) -> Any:
-        def prior(*contexts: Any) -> Any:
-            index, mean = encoder.prior(*contexts)
-            mean = mean.copy()
-            mean[-1, -1, -1, -1] += setting.threads == 2
-            return index, mean
+        def run(name: str, inputs: dict[str, Any]) -> list[Any]:
+            outputs = [output.copy() for output in encoder.prior.run(name, inputs)]
+            outputs[0][-1, -1, -1, -1] += setting.threads == 2 and name == graph
+            return outputs
 
-        return SimpleNamespace(prior=prior)
+        return SimpleNamespace(prior=Prior(run))
 
     monkeypatch.setattr(conformance, "decoder_in", decoder)
     seen = prove(encoder.bundle, 1, SETTINGS[3:5], side=8)
@@ -85,12 +99,17 @@ def test_onnxruntime_is_left_as_it_was(encoder: PlaneEncoder) -> None:
 
 def test_the_drawn_symbols_never_change() -> None:
     """Else hashes of different machines would be of different questions."""
-    sizes: Any = SimpleNamespace(latents=4, hyper=4, hyper_latents=2)
+    sizes: Any = SimpleNamespace(hyper=4, hyper_latents=2)
     levels = drawn_levels(SEED, PLANES)
     tile = drawn_tile(sizes, levels, SEED, 8, 31)
-    drawn = hashlib.sha256(levels.tobytes() + tile.latent.astype("<i4").tobytes() + tile.hyper.astype("<i4").tobytes())
+    assert (tile.latent.shape, tile.root.shape) == ((PLANES, CHANNELS, 8, 8), (PLANES, ROOT_CHANNELS, 2, 2))
+    assert not tile.latent[:, 0].any()
+    assert (levels > 0).all()
+    drawn = hashlib.sha256(levels.tobytes() + drawn_turn(SEED, PLANES).astype("<i8").tobytes())
+    for part in tile:
+        drawn.update(part.astype("<i4").tobytes())
     assert (int(tile.hyper.min()), int(tile.hyper.max())) == (-30, 27)
-    assert drawn.hexdigest() == "a77fb36580b32994e9e5f7bab1fdbcfce694d0249d283ab4b3a9fa7b8649b89a"
+    assert drawn.hexdigest() == "319ebc156eb7863c78b4734127453e025b118621a4b86446866cdad1e9af9d59"
 
 
 def test_a_half_is_refused(tmp_path: Any) -> None:
