@@ -166,3 +166,30 @@ def smooth(values: Magnitudes) -> Magnitudes:
     odd[:, -stride:] = 0
     out >>= 4
     return out.reshape(values.shape)
+
+
+def neighbours(quarters: NDArray[Any], phase: int) -> list[NDArray[Any]]:
+    """The four neighbours of earlier phases of every field of the second (1) or the third phase (2): quarters (4, n,
+    channels, rows + 2, stride) -> four of (quarters of the phase, n, channels, rows, stride)."""
+    flat = quarters.reshape(4, -1)
+    stride = quarters.shape[-1]
+    size = flat.shape[1]
+    shape = (1, *quarters.shape[1:])
+
+    def moved(quarter: int, by: int) -> NDArray[Any]:
+        out = np.zeros(size, quarters.dtype)
+        first, last = max(0, -by), size - max(0, by)
+        out[first:last] = flat[quarter, first + by : last + by]
+        return out.reshape(shape)[..., 1:-1, :]
+
+    if phase == 1:
+        return [moved(A, by) for by in (0, 1, stride, stride + 1)]
+    return [
+        np.concatenate([moved(one, step), moved(other, back)])
+        for (one, step), (other, back) in (
+            ((A, 0), (A, 0)),
+            ((A, stride), (A, 1)),
+            ((B, -1), (B, -stride)),
+            ((B, 0), (B, 0)),
+        )
+    ]

@@ -21,7 +21,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -57,6 +57,9 @@ class _Side(NamedTuple):
     rest: bytes
 
 
+_NOTHING = _Side(None, b"")
+
+
 class SymbolEncoder:
     """Collects segments, then makes the payload; the coder runs backwards, so nothing can be written before the end."""
 
@@ -81,29 +84,17 @@ class SymbolEncoder:
         self._coded_bits += self._tables.coded_bits(located.entries)
 
     def add_codes(
-        self, codes: Codes, values: NDArray[np.int32], index: NDArray[np.uint8], mean: NDArray[np.int32] | None
+        self, codes: Codes, values: NDArray[Any], index: NDArray[np.uint8], mean: NDArray[np.int32] | None
     ) -> None:
         """As `add`, of a segment whose `codes` have been looked up (`Lookup.codes_of`; they are kept, and changed where
         they are rare); `mean` None where all are zero."""
-        rare = np.flatnonzero(codes == self._lookup.rare)
-        side = _Side(None, b"")
-        if len(rare):
-            scales, there = index[rare], np.zeros(len(rare), np.int32) if mean is None else mean[rare]
-            located = self._tables.locate(values[rare], scales, there)
-            exceptions = None
-            if located.certain:  # all that are certain and rare are exceptions; their ranks count all certain ones
-                ranks = np.searchsorted(np.flatnonzero(index == 0), rare[scales == 0])
-                exceptions = self._exceptions(ranks, located.exceptions)
-            codes[rare[scales == 0]] = self._lookup.certain
-            codes[rare[scales != 0]] = located.entries
-            side = _Side(exceptions, _rest(located))
+        add_codes_together(
+            [self], codes[None], lambda: (values[None], index[None], None if mean is None else mean[None])
+        )
+
+    def _add_looked_up(self, codes: Codes, side: _Side) -> None:
         self._pending.append(codes)
         self._pending_sides.append(side)
-
-    def add_plain_codes(self, codes: Codes) -> None:
-        """As `add_codes`, of a segment of which no code is rare."""
-        self._pending.append(codes)
-        self._pending_sides.append(_Side(None, b""))
 
     def _exceptions(self, ranks: NDArray[np.intp], exceptions: NDArray[np.int64]) -> bytes:
         out = bytearray()
@@ -176,6 +167,44 @@ class SymbolEncoder:
             np.concatenate(([4, 1], np.full(lanes, 4), 16 + extra)),
         )
         return head + words.astype("<u2").tobytes() + side
+
+
+Segments = tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.int32] | None]
+"""Values, scale indices and means of a segment of several payloads, (payloads, n) each."""
+
+
+def add_codes_together(encoders: Sequence[SymbolEncoder], codes: Codes, segments: Callable[[], Segments]) -> None:
+    """The next segment of encoders with the same tables: looked up `codes` (encoders, n), which are kept. Of what they
+    stand for only rare ones are asked."""
+    lookup, tables = encoders[0]._lookup, encoders[0]._tables
+    if not codes.size or int(codes.max()) != lookup.rare:
+        for encoder, one in zip(encoders, codes, strict=True):
+            encoder._add_looked_up(one, _NOTHING)
+        return
+    values, index, mean = segments()
+    owner, place = (codes == lookup.rare).nonzero()
+    scales = index[owner, place]
+    there = np.zeros(len(scales), np.int32) if mean is None else mean[owner, place]
+    located = tables.locate(values[owner, place].astype(np.int32), scales, there)
+    certain = scales == 0  # certain and rare: exceptions all of them
+    codes[owner[certain], place[certain]] = lookup.certain
+    codes[owner[~certain], place[~certain]] = located.entries
+    coded_owner, number = owner[~certain], np.arange(len(encoders) + 1)
+    escapes, raws = (np.searchsorted(coded_owner[at], number) for at in (located.escaped, located.shifted))
+    excepted = np.searchsorted(owner[certain], number)
+    for i, (encoder, one) in enumerate(zip(encoders, codes, strict=True)):
+        exceptions = None
+        mine = slice(excepted[i], excepted[i + 1])
+        if mine.stop > mine.start:  # their ranks count all certain symbols of the segment
+            ranks = np.searchsorted(np.flatnonzero(index[i] == 0), place[certain][mine])
+            exceptions = encoder._exceptions(ranks, located.exceptions[mine])
+        rest = bytearray()
+        for over in located.escapes[escapes[i] : escapes[i + 1]].tolist():
+            _put(rest, over)
+        if raws[i + 1] > raws[i]:
+            part = slice(raws[i], raws[i + 1])
+            rest += pack_bits(located.raw[part], located.raw_widths[part])
+        encoder._add_looked_up(one, _Side(exceptions, bytes(rest)))
 
 
 def finish_together(encoders: Sequence[SymbolEncoder], lanes: int | None = None) -> list[bytes]:
@@ -341,14 +370,10 @@ class SymbolDecoder:
 def pack_bits(numbers: NDArray[np.int64], widths: NDArray[Any]) -> bytes:
     """Numbers of 0 to 32 bits each as one bit string, most significant bit first, zero-padded to a byte."""
     wide = widths.astype(np.int64)
-    ends = np.cumsum(wide)
-    total = int(ends[-1]) if len(ends) else 0
-    packed = np.zeros(-(-total // 8) + 5, np.uint8)
-    starts = ends - wide
-    window = numbers.astype(np.int64) << 40 - (starts & 7) - wide
-    for i in range(5):
-        np.add.at(packed, (starts >> 3) + i, (window >> 32 - 8 * i).astype(np.uint8))  # bits never overlap
-    return packed[: -(-total // 8)].tobytes()
+    most = int(wide.max(initial=0))
+    place = wide[:, None] - 1 - np.arange(most)  # of each bit in its number, the highest first
+    bits = numbers.astype(np.int64)[:, None] >> place.clip(0) & 1
+    return np.packbits(bits[place >= 0].astype(np.uint8)).tobytes()
 
 
 def unpack_bits(packed: NDArray[np.uint8], starts: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -69,6 +69,10 @@ class Located(NamedTuple):
     """Which of the certain symbols are not as expected."""
     exceptions: NDArray[np.int64]
     """Zigzag of value - expected, never 0."""
+    escaped: NDArray[np.intp]
+    """Which of the coded symbols escape, …"""
+    shifted: NDArray[np.intp]
+    """… and which have raw bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +188,7 @@ class Tables:
             exceptions = exceptions << 1 ^ exceptions >> 63
             values = values[~keys.certain]
         v = values - keys.base
-        raw, widths = np.empty(0, np.int64), np.empty(0, np.uint8)
+        raw, widths, shifted = np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.intp)
         if keys.shifted:
             shift = self.shift_of.take(keys.route, mode="clip")
             shifted = np.flatnonzero(shift != 0)
@@ -200,7 +204,7 @@ class Tables:
         entries = self.table_of.take(keys.route, mode="clip")
         entries <<= 8
         entries += entry
-        return Located(entries, over, raw, widths, certain, ranks, exceptions)
+        return Located(entries, over, raw, widths, certain, ranks, exceptions, escaped, shifted)
 
     def cost_bits(self, values: NDArray[np.int32], index: NDArray[np.uint8], mean: NDArray[np.int32]) -> float:
         """Estimated bits of these symbols, without the few bytes that a payload costs by itself."""

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from downlink.context import COMPAND_TABLE, ENERGY_DECAY, compand, near, slopes, steepness, turned
+from downlink.context import COMPAND_TABLE, ENERGY_DECAY, NEAR_LIMIT, compand, slopes, steepness, turned
 from downlink.dct import ROOT, ROOT_CHANNELS, SUBBANDS, root_means, subband
 from downlink.prior import FLAG, Prior, Symbols, mean_of
-from downlink.quarter import PHASES, PLACES, Magnitudes, Order, Shape, around, inner, smooth, split
+from downlink.quarter import PHASES, PLACES, Magnitudes, Order, Shape, around, inner, neighbours, smooth, split
 
 TILES_AT_ONCE = 4
 """Tiles that pass a network together: what it works on stays in the cache."""
@@ -159,7 +159,7 @@ class Walk:
         features = (self._fine if group else self._coarse)[plane]
         for phase, quarters in enumerate(PHASES):
             if group == 0:
-                predicted, spread = self._near(plane)
+                predicted, spread = self._near(plane, phase)
                 beside = [compand(predicted >> 3), spread]
             index, mean = self._expect(group, plane, phase, still, own, [*beside, features], predicted)
             values = guide.settle(group, plane, phase, index, mean)
@@ -168,13 +168,26 @@ class Walk:
                 _scatter(values, quarters, self.root[plane])
         return own
 
-    def _near(self, plane: int) -> tuple[Symbols, NDArray[np.int16]]:
-        """What neighbours of earlier phases predict of the root's first channel; symbols of later ones are zero."""
-        shape = (4, self.tiles, 1, self.small.rows, self.small.stride)
-        predicted, spread = np.zeros(shape, np.int32), np.zeros(shape, np.int16)
-        average, width = near(self.root[plane, :, :1])
-        split(average, predicted)
-        split(width, spread)
+    def _near(self, plane: int, phase: int) -> tuple[Symbols, NDArray[np.int16]]:
+        """What neighbours of earlier phases predict of the root's first channel: `downlink.context.near`."""
+        shape = self.small
+        predicted = np.zeros((4, self.tiles, 1, shape.rows, shape.stride), np.int32)
+        spread = np.zeros(predicted.shape, np.int16)
+        if phase == 0:
+            return predicted, spread
+        values = np.clip(self.root[plane, :, :1], -NEAR_LIMIT // 8, NEAR_LIMIT // 8)
+        found = []
+        for fill in (0, -NEAR_LIMIT, NEAR_LIMIT):
+            padded = np.full((4, self.tiles, 1, shape.rows + 2, shape.stride), fill, np.int32)
+            split(values, inner(padded))
+            found.append(neighbours(padded, phase))
+        there = shape.blank(1, 1)
+        split(np.ones((1, 1, *shape), np.int16), inner(there))
+        count = sum(neighbours(there, phase))
+        total, highest, lowest = sum(found[0]), np.maximum.reduce(found[1]), np.minimum.reduce(found[2])
+        quarters = PHASES[phase]
+        predicted[quarters] = total * 8 // np.maximum(1, count)
+        spread[quarters] = compand(np.where(count > 0, highest - lowest, 0))
         return predicted, spread
 
     def _expect(

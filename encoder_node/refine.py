@@ -19,7 +19,7 @@ from downlink.latent import TileCode, TileSymbols
 from downlink.lookup import COLUMNS, REACH, Lookup
 from downlink.prior import Prior, Symbols
 from downlink.quarter import PHASES, PLACES
-from downlink.symbol import SymbolEncoder, lookup_of
+from downlink.symbol import Segments, SymbolEncoder, add_codes_together, lookup_of
 from downlink.table import FRACTIONS
 from downlink.walk import Index, Walk
 
@@ -131,16 +131,14 @@ class Decision:
         flat[at] = value - np.sign(value) * lower.view(np.int8)
 
     def _write(self, group: int, phase: int, symbols: Integers, index: Index, mean: Symbols | None) -> None:
-        order = self._walk.orders(group)
-        codes = order.stream(phase, self._lookup.codes_of(symbols, index, mean)).reshape(len(symbols), -1)
-        rare = codes.max(axis=1, initial=0) == self._lookup.rare
-        for tile, (encoder, one) in enumerate(zip(self._open, codes, strict=True)):
-            if rare[tile]:
-                values, scales = (order.stream(phase, a[tile]).ravel() for a in (symbols, index))
-                means = None if mean is None else order.stream(phase, mean[tile]).ravel()
-                encoder.add_codes(one, values.astype(np.int32), scales, means)
-            else:
-                encoder.add_plain_codes(one)
+        order, tiles = self._walk.orders(group), len(symbols)
+        codes = order.stream(phase, self._lookup.codes_of(symbols, index, mean)).reshape(tiles, -1)
+
+        def segments() -> Segments:
+            values, scales = (order.stream(phase, part).reshape(tiles, -1) for part in (symbols, index))
+            return values, scales, None if mean is None else order.stream(phase, mean).reshape(tiles, -1)
+
+        add_codes_together(self._open, codes, segments)
 
     def bits(self, tile: int) -> float:
         """Estimated bits of a tile's chunks, without the few bytes that each costs by itself."""
