@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from decoder_node.decoder import PlaneDecoder, decode_rows
+from decoder_node.compose import decode_rows
+from decoder_node.decoder import PlaneDecoder
 from decoder_node.digest import grid_digests
 from downlink.bundle import find, find_id, released_names
 from downlink.errors import BundleError
@@ -131,9 +132,10 @@ import msgspec
 for node in (PlaneDecoder(find(sys.argv[1])), PlaneEncoder(find(sys.argv[1]))):
     packed = node.bundle.file("selftest.json")
     test = msgspec.json.decode(packed, type=selftest.SelfTest)
-    print(selftest.answer(node.spec, node.prior, test.seed, test.planes, test.size))
+    print(selftest.answer(node.spec, node.tables, node.prior, test.seed, test.planes, test.size))
     try:
-        selftest.check(node.spec, node.prior, packed.replace(test.sha256[:8].encode(), b"00000000"), "other")
+        spoilt = packed.replace(test.sha256[:8].encode(), b"00000000")
+        selftest.check(node.spec, node.tables, node.prior, spoilt, "other")
     except BundleError:
         print("refused")
 """
@@ -169,7 +171,8 @@ def test_the_prior_answers_there_as_here(rig: Rig, name: str) -> None:
 DECODE = """
 import json, sys
 import numpy as np
-from decoder_node.decoder import PlaneDecoder, decode_rows
+from decoder_node.compose import decode_rows
+from decoder_node.decoder import PlaneDecoder
 from decoder_node.digest import grid_digests
 from downlink.bundle import find_id
 from downlink.stream import StreamReader
@@ -181,12 +184,17 @@ print(json.dumps(grid_digests(reader.manifest, reader.chunk, decoder)))
 
 ENCODE = """
 import hashlib, sys
-from encoder_node import cli, pipeline
-digest, real = hashlib.sha256(), pipeline.encode_tile
-def overheard(code, latent, hyper, *rest):
-    digest.update(hyper.astype("<i4").tobytes() + latent.astype("<i4").tobytes())
-    return real(code, latent, hyper, *rest)
-pipeline.encode_tile = overheard
+from encoder_node import cli
+from encoder_node.encoder import PlaneEncoder
+digest, real = hashlib.sha256(), PlaneEncoder.decide
+def overheard(self, planes, code, cores, *rest):
+    found = real(self, planes, code, cores, *rest)
+    for number in range(len(cores)):
+        symbols = found.symbols(number)
+        for part in (symbols.hyper, symbols.root, symbols.latent):
+            digest.update(part.astype("<i4").tobytes())
+    return found
+PlaneEncoder.decide = overheard
 cli.main(["encode", *sys.argv[1:]], standalone_mode=False)
 print(digest.hexdigest())
 """
