@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from downlink import bundle
 from downlink.bundle import Bundle, find
 from downlink.cli import main
-from downlink.errors import BundleError
 from downlink.dct import CHANNELS, ROOT_CHANNELS
+from downlink.errors import BundleError
 from downlink.latent import ReceivedTile, TileCode, decode_tiles, encode_tile
 from downlink.prior import GRAPHS, Prior
 from encoder_node.encoder import PlaneEncoder
