@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from downlink.errors import BundleError
 from downlink.rans import ENTRIES
 from downlink.table import FRACTIONS, Tables
 
@@ -68,13 +67,15 @@ class Lookup:
         out[:, REACH] = 0
         return out
 
-    def check(self, index: NDArray[np.uint8]) -> None:
-        """BundleError for a scale index without tables."""
-        if index.size and int(index.max()) >= self.tables.scales:
-            raise BundleError(
-                f"the prior asks for scale {index.max()}, but tables.bin has 0 to {self.tables.scales - 1}; rebuild the "
-                "bundle"
-            )
+    @cached_property
+    def route_tables(self) -> NDArray[np.uint16]:
+        """Table number per index * 8 + fraction."""
+        return self.tables.table_of.astype(np.uint16)
+
+    @cached_property
+    def route_escapes(self) -> NDArray[np.uint8]:
+        """The escape's entry per index * 8 + fraction."""
+        return self.tables.escape_of.astype(np.uint8)
 
     def keys(self, values: NDArray[Any], index: NDArray[np.uint8], mean: NDArray[np.int32] | None) -> NDArray[Any]:
         """Places of symbols in the flat forms of `codes` and `costs`, of every eighth row if there is no `mean`."""
@@ -91,7 +92,7 @@ class Lookup:
 
     def codes_of(self, values: NDArray[Any], index: NDArray[np.uint8], mean: NDArray[np.int32] | None) -> Codes:
         """Codes of symbols; `mean` None where all are zero."""
-        self.check(index)
+        self.tables.check(index, mean)
         codes = self.plain_codes if mean is None else self.codes
         return np.asarray(codes.reshape(-1).take(self.keys(values, index, mean), mode="clip"))
 

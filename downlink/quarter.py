@@ -115,6 +115,23 @@ def joined(quarters: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     return out
 
 
+def gather(values: NDArray[Any], phase: int, out: NDArray[Any]) -> None:
+    """Natural (..., h, w) -> fields of a phase `out` (..., quarters, rows, columns); what lies beyond the edge is left
+    as it is."""
+    for place, quarter in enumerate(range(PHASES[phase].start, PHASES[phase].stop)):
+        down, across = PLACES[quarter]
+        part = values[..., down::2, across::2]
+        out[..., place, : part.shape[-2], : part.shape[-1]] = part
+
+
+def scatter(values: NDArray[Any], phase: int, out: NDArray[Any]) -> None:
+    """Fields of a phase (..., quarters, rows, columns) -> their places in the natural `out` (..., h, w)."""
+    for place, quarter in enumerate(range(PHASES[phase].start, PHASES[phase].stop)):
+        down, across = PLACES[quarter]
+        part = out[..., down::2, across::2]
+        part[...] = values[..., place, : part.shape[-2], : part.shape[-1]]
+
+
 def inner(quarters: NDArray[Any]) -> NDArray[Any]:
     """(4, ..., rows, columns): quarters without their border."""
     return quarters[..., 1:-1, :-1]

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from downlink import rans
 from downlink.errors import Corrupt
-from downlink.lanes import Coded, Stream, encode_together
+from downlink.lanes import Coded, Stream, TogetherDecoder, encode_together
 from downlink.lookup import Codes, Lookup
 from downlink.table import MAX_VALUE, Keys, Located, Tables
 
@@ -293,24 +293,28 @@ class SymbolDecoder:
         self._coded += count
         tables = self._tables
         v = self._coder.decode(tables.table_of.take(keys.route, mode="clip")).astype(np.int32)
-        escaped = np.flatnonzero(v == tables.escape_of.take(keys.route, mode="clip")).tolist()
-        low = tables.low_of.take(keys.route, mode="clip")
-        v += low
-        for i in escaped:
-            over = self._varint()
-            entry = int(low[i]) - 1 - (over >> 1) if over & 1 else int(v[i]) + (over >> 1)
-            bits = int(tables.shift_of[keys.route[i]])
+        escaped = np.flatnonzero(v == tables.escape_of.take(keys.route, mode="clip"))
+        v += tables.low_of.take(keys.route, mode="clip")
+        self._take_rest(v, keys.route, escaped, keys.shifted)
+        v += keys.base
+        return v
+
+    def _take_rest(self, v: NDArray[np.int32], route: NDArray[Any], escaped: NDArray[np.intp], shifted: bool) -> None:
+        """Of coded symbols `v`, in place: those that escaped, and raw bits."""
+        tables = self._tables
+        for i in escaped.tolist():
+            over, key = self._varint(), int(route[i])
+            entry = int(tables.low_of[key]) - 1 - (over >> 1) if over & 1 else int(v[i]) + (over >> 1)
+            bits = int(tables.shift_of[key])
             if abs(entry) << bits > 4 * MAX_VALUE:
                 raise Corrupt(f"an escaped symbol is {entry} << {bits}, but {MAX_VALUE} is the limit; {_AGAIN}")
             v[i] = entry
-        if keys.shifted:
-            shift = tables.shift_of.take(keys.route, mode="clip")
+        if shifted:
+            shift = tables.shift_of.take(route, mode="clip")
             v <<= shift
-            shifted = np.flatnonzero(shift != 0)
-            if len(shifted):
-                v[shifted] |= self._raw(shift[shifted].astype(np.int64)).astype(np.int32)
-        v += keys.base
-        return v
+            places = np.flatnonzero(shift != 0)
+            if len(places):
+                v[places] |= self._raw(shift[places].astype(np.int64)).astype(np.int32)
 
     def _take_exceptions(self, values: NDArray[np.int32], certain: NDArray[np.intp]) -> None:
         count = self._varint()
@@ -365,6 +369,66 @@ class SymbolDecoder:
             raise Corrupt(f"the payload promises exceptions but has none; {_AGAIN}")
         if self._size and not coder and not self._excepted:
             raise Corrupt(f"the payload has {self._size} bytes but says nothing; {_AGAIN}")
+
+
+class TogetherSymbols:
+    """Takes segments out of several payloads under the same tables at once."""
+
+    def __init__(self, decoders: Sequence[SymbolDecoder]) -> None:
+        self._decoders = decoders
+        coders = [decoder._coder for decoder in decoders]
+        self._coding = np.array([coder is not None for coder in coders], np.bool_)
+        self._tables = decoders[0]._tables
+        self._lookup = lookup_of(self._tables)
+        self._coder = TogetherDecoder(self._tables.model, [coder for coder in coders if coder is not None])
+
+    def take(self, index: NDArray[np.uint8], mean: NDArray[np.int32] | None) -> NDArray[np.int32]:
+        """The values of the next segment of each payload: `index` and `mean` (None: all zero) are (payloads, n)."""
+        tables, count = self._tables, index.shape[1]
+        tables.check(index, mean)
+        values = np.zeros(index.shape, np.int32) if mean is None else (mean + 4) >> 3
+        coded = index != 0
+        counts = np.count_nonzero(coded, axis=1)
+        self._check_coders(counts)
+        (at,) = coded.reshape(-1).nonzero()
+        route = index.reshape(-1).take(at).astype(np.uint16) << 3
+        if mean is not None:
+            route |= (mean.reshape(-1).take(at) & 7).astype(np.uint16)
+        entries = self._coder.decode(self._lookup.route_tables.take(route), counts[self._coding])
+        v = entries.astype(np.int32)
+        (escaped,) = (entries == self._lookup.route_escapes.take(route)).nonzero()
+        v += tables.low_of.take(route)
+        shifted = bool(len(route)) and int(index.max()) >= tables.first_shifted
+        ends = np.cumsum(counts)
+        for i, decoder in enumerate(self._decoders):
+            if decoder._flagged and counts[i] < count:
+                decoder._take_exceptions(values[i], np.flatnonzero(~coded[i]))
+            first, last = int(ends[i] - counts[i]), int(ends[i])
+            mine = escaped[np.searchsorted(escaped, first) : np.searchsorted(escaped, last)] - first
+            if len(mine) or shifted:
+                decoder._take_rest(v[first:last], route[first:last], mine, shifted)
+        if mean is not None:
+            v += mean.reshape(-1).take(at) >> 3
+        values.reshape(-1)[at] = v
+        if values.size and (int(values.max()) > MAX_VALUE or int(values.min()) < -MAX_VALUE):
+            raise Corrupt(
+                f"a symbol lies between {values.min()} and {values.max()}; {MAX_VALUE} is the limit; {_AGAIN}"
+            )
+        return values
+
+    def _check_coders(self, counts: NDArray[np.int64]) -> None:
+        for decoder, coding, coded in zip(self._decoders, self._coding, counts.tolist(), strict=True):
+            if coded and not coding:
+                raise Corrupt(
+                    f"{coded} symbols are coded, but the payload of {decoder._size} bytes has no lanes; {_AGAIN}"
+                )
+            decoder._coded += coded
+
+    def close(self) -> None:
+        """After the last segment: as `SymbolDecoder.close`, of each."""
+        self._coder.finish()
+        for decoder in self._decoders:
+            decoder.close()
 
 
 def pack_bits(numbers: NDArray[np.int64], widths: NDArray[Any]) -> bytes:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from downlink.context import COMPAND_TABLE, ENERGY_DECAY, NEAR_LIMIT, compand, slopes, steepness, turned
 from downlink.dct import ROOT, ROOT_CHANNELS, SUBBANDS, root_means, subband
 from downlink.prior import FLAG, Prior, Symbols, mean_of
-from downlink.quarter import PHASES, PLACES, Magnitudes, Order, Shape, around, inner, neighbours, smooth, split
+from downlink.quarter import PHASES, Magnitudes, Order, Shape, around, inner, neighbours, scatter, smooth, split
 
 TILES_AT_ONCE = 4
 """Tiles that pass a network together: what it works on stays in the cache."""
@@ -165,7 +165,7 @@ class Walk:
             values = guide.settle(group, plane, phase, index, mean)
             own[quarters, :, :, 1:-1, :-1] = magnitudes(values).transpose(2, 0, 1, 3, 4)
             if group == 0:
-                _scatter(values, quarters, self.root[plane])
+                scatter(values, phase, self.root[plane])
         return own
 
     def _near(self, plane: int, phase: int) -> tuple[Symbols, NDArray[np.int16]]:
@@ -249,11 +249,3 @@ def magnitudes(symbols: NDArray[Any]) -> NDArray[Any]:
     if symbols.dtype != np.int8:
         return compand(np.abs(symbols))
     return np.frombuffer(symbols.tobytes().translate(_OF_BYTES), np.uint8).reshape(symbols.shape)
-
-
-def _scatter(values: NDArray[Any], quarters: slice, out: Symbols) -> None:
-    """Symbols of a phase (tiles, channels, quarters, rows, columns) -> their places in (tiles, channels, h, w)."""
-    for place, quarter in enumerate(range(quarters.start, quarters.stop)):
-        down, across = PLACES[quarter]
-        part = out[..., down::2, across::2]
-        part[...] = values[:, :, place, : part.shape[-2], : part.shape[-1]]

@@ -18,7 +18,7 @@ from downlink.dct import CHANNELS, ROOT_CHANNELS, subband
 from downlink.latent import TileCode, TileSymbols
 from downlink.lookup import COLUMNS, REACH, Lookup
 from downlink.prior import Prior, Symbols
-from downlink.quarter import PHASES, PLACES
+from downlink.quarter import gather, scatter
 from downlink.symbol import Segments, SymbolEncoder, add_codes_together, lookup_of
 from downlink.table import FRACTIONS
 from downlink.walk import Index, Walk
@@ -105,10 +105,7 @@ class Decision:
         """Exact values of a stop; zero beyond the edge of a grid of odd size."""
         natural = self._latent[:, plane, subband(group)] if group else self._root[:, plane]
         out = (np.empty if group else np.zeros)(shape, np.float32)
-        for place, quarter in enumerate(range(PHASES[phase].start, PHASES[phase].stop)):
-            down, across = PLACES[quarter]
-            part = natural[..., down::2, across::2]
-            out[:, :, place, : part.shape[-2], : part.shape[-1]] = part
+        gather(natural, phase, out)
         return out
 
     def _lower(self, exact: Floats, symbols: Integers, index: Index, mean: Symbols | None) -> None:
@@ -150,11 +147,7 @@ class Decision:
         root = np.zeros((planes, ROOT_CHANNELS, height // 4, width // 4), np.int32)
         latent = np.zeros((planes, CHANNELS, height, width), np.int32)
         for (group, plane, phase), values in self._found.items():
-            out = latent[plane, subband(group)] if group else root[plane]
-            for place, quarter in enumerate(range(PHASES[phase].start, PHASES[phase].stop)):
-                down, across = PLACES[quarter]
-                part = out[..., down::2, across::2]
-                part[...] = values[tile, :, place, : part.shape[-2], : part.shape[-1]]
+            scatter(values[tile], phase, latent[plane, subband(group)] if group else root[plane])
         return TileSymbols(root, latent, self._hyper[tile])
 
 
