@@ -218,7 +218,8 @@ class TogetherDecoder:
         ends = np.cumsum(lanes)
         wide = [slice(self._offsets[i], self._offsets[i + 1]) for i in order]
         state = np.concatenate([self._states[part] for part in wide])
-        owner = np.repeat(order, lanes)
+        owner = np.repeat(np.arange(len(order)), lanes)
+        position = self._position[order]
         active, done, total = len(order), 0, int(heights[0])
         while done < total:
             while heights[active - 1] <= done:
@@ -237,18 +238,29 @@ class TogetherDecoder:
             at_once = max(1, _BLOCK // width)
             for row in range(0, count, at_once):
                 part = slice(row, min(row + at_once, count))
-                self._read(layout[part], state[:width], owner[:width], found[part])
+                self._read(layout[part], state[:width], owner[:width], position, found[part])
             for first, last, at in parts:
                 _take_rows(found, at, entries[first:last])
             done += count
         for part, last, size in zip(wide, ends, lanes, strict=True):
             self._states[part] = state[last - size : last]
+        self._position[order] = position
+        short = self._position > self._ends
+        if short.any():
+            available = (self._ends - self._first)[short][0]
+            raise Corrupt(f"the symbols need more than the {available} coded words there are; fetch the chunk again")
         return entries
 
     def _read(
-        self, tables: NDArray[Any], x: NDArray[np.int64], owner: NDArray[np.int64], entries: NDArray[np.uint8]
+        self,
+        tables: NDArray[Any],
+        x: NDArray[np.int64],
+        owner: NDArray[np.int64],
+        position: NDArray[np.int64],
+        entries: NDArray[np.uint8],
     ) -> None:
-        """Rows of `entries` (count, width) of rows of `tables`; changes the states `x` (width)."""
+        """Rows of `entries` (count, width) of rows of `tables`; changes the states `x` (width) and, per stream, the
+        `position` of the next word. Lanes of a stream stand together, streams in the order of `owner`."""
         width = tables.shape[1]
         slot_entries, frequency, start = self._model.steps
         slots = tables.astype(np.int64)
@@ -256,11 +268,17 @@ class TogetherDecoder:
         slots <<= rans.PRECISION
         slot, number, step = (np.empty(width, np.int64) for _ in range(3))
         low = np.empty(width, np.bool_)
-        words, position, numbers = self._words, self._position, np.arange(width)
+        words, numbers, streams = self._words, np.arange(width), len(position)
         slot_mask, slot_bits = np.array(TOTAL - 1), np.array(rans.PRECISION)
         lower_end, word_bits = np.array(START), np.array(16)
         bitwise_and, add, multiply, subtract = np.bitwise_and, np.add, np.multiply, np.subtract
-        right_shift, less = np.right_shift, np.less
+        right_shift, less, left_shift, bitwise_or, bincount = (
+            np.right_shift,
+            np.less,
+            np.left_shift,
+            np.bitwise_or,
+            np.bincount,
+        )
         for at, flat, entry in zip(slots, flats, entries, strict=True):
             bitwise_and(x, slot_mask, slot)
             add(at, slot, at)
@@ -276,36 +294,23 @@ class TogetherDecoder:
             (hungry,) = less(x, lower_end, low).nonzero()
             if hungry.size:
                 stream = owner.take(hungry)
-                place = position.take(stream)
+                taken = bincount(stream, None, streams)
+                place = taken.cumsum()  # each stream's words begin where it stands, less what those before it take
+                subtract(position, place, place)
+                add(place, taken, place)
+                place = place.take(stream)
                 add(place, numbers[: hungry.size], place)
-                subtract(place, _firsts(stream), place)
                 fed = x.take(hungry)
-                np.left_shift(fed, word_bits, fed)
-                fed |= words.take(place, mode="clip")
+                left_shift(fed, word_bits, fed)
+                bitwise_or(fed, words.take(place, None, None, "clip"), fed)
                 x[hungry] = fed
-                add(position, np.bincount(stream, minlength=len(position)), position)
-        if (position > self._ends).any():
-            short = int((position > self._ends).argmax())
-            raise Corrupt(
-                f"the symbols need more than the {self._ends[short] - self._first[short]} coded words there are; fetch the "
-                "chunk again"
-            )
-
+                add(position, taken, position)
     def finish(self) -> None:
         """Leave the streams' own decoders where they would be had they decoded alone."""
         if self._wide:
             for i, coder in enumerate(self._coders):
                 states = self._states[self._offsets[i] : self._offsets[i + 1]]
                 coder.advance(states, int(self._position[i] - self._first[i]))
-
-
-def _firsts(sorted_numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each number's run begins: `sorted_numbers` come in runs."""
-    begins = np.empty(sorted_numbers.size, np.bool_)
-    begins[0] = True
-    np.not_equal(sorted_numbers[1:], sorted_numbers[:-1], out=begins[1:])
-    (at,) = begins.nonzero()
-    return np.asarray(at.repeat(np.diff(at, append=sorted_numbers.size)))
 
 
 def _units(rows: NDArray[Any]) -> NDArray[Any]:
