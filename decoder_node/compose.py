@@ -114,7 +114,7 @@ def _whole(decoder: LatticeDecoder) -> LatticeRow:
 
 def _compose(grid: Grid, number: int, lattice: Lattice, row: LatticeRow, coarse: list[_Coarse]) -> Row | None:
     """The rows of a grid that a row of tiles of the finest lattice completes; None if there are none."""
-    pixel = next((m.pixel for one in (lattice, *(c.lattice for c in coarse)) for m in one.members if m.grid == number))
+    pixel = next(m.pixel for one in (lattice, *(c.lattice for c in coarse)) for m in one.members if m.grid == number)
     lines = row.full.shape[1] if len(row.full) else 2 * row.half.shape[1]
     height = min(row.row + lines, lattice.height)
     top, bottom = (-(-max(0, at * lattice.unit + lattice.row) // pixel) for at in (row.row, height))
@@ -140,7 +140,8 @@ def _straight(lattice: Lattice, grid: Grid) -> bool:
 def _places(lattice: Lattice) -> list[int]:
     """Where each member is among those of its own resolution."""
     half = lattice.half
-    return (np.where(half, np.cumsum(half), np.cumsum(~half)) - 1).tolist()
+    places: list[int] = (np.where(half, np.cumsum(half), np.cumsum(~half)) - 1).tolist()
+    return places
 
 
 def _shown(
@@ -150,4 +151,5 @@ def _shown(
     native = (decoded.half if member.factor == 2 else decoded.full)[place]
     rows = sample_index(lattice, member, top, height, True) - decoded.row // member.factor
     cols = sample_index(lattice, member, 0, width, False)
-    return native[rows][:, cols]
+    shown: Pixels = native[rows][:, cols]
+    return shown

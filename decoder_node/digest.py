@@ -4,9 +4,9 @@
 
 For a grid coded by `planes` the hash is over its symbols, which the entropy decoder and the integer prior give: SHA-256
 of, for every tile in order, the hyper-latents, the root, then the latents (their channel 0 is zeros), as little-endian
-int32 in C order (planes, channels, rows, columns); symbols of chunks that are not there are zeros. Its pixels come from floats and may differ between
-machines in the last bit. Every other method promises its pixels, so for those the hash is over them: row of tiles by
-row of tiles, (bands, rows, width) in C order, little-endian.
+int32 in C order (planes, channels, rows, columns); symbols of chunks that are not there are zeros. Its pixels come from
+floats and may differ between machines in the last bit. Every other method promises its pixels, so for those the hash is
+over them: row of tiles by row of tiles, (bands, rows, width) in C order, little-endian.
 
 Refuses what the decoder refuses: a damaged file or a chunk that cannot be (`StreamError`), a bundle that is not here or
 is another (`BundleError`).
@@ -29,8 +29,8 @@ from decoder_node.compose import decode_rows
 from decoder_node.decoder import PlaneDecoder
 from downlink.bundle import find_id
 from downlink.chunk import ChunkKey, Kind
-from downlink.errors import BundleError, DownlinkError
 from downlink.dct import BLOCK
+from downlink.errors import BundleError, DownlinkError
 from downlink.latent import ReceivedTile, TileCode, decode_tiles
 from downlink.manifest import Manifest
 from downlink.plane import unpack_front_end

@@ -34,7 +34,7 @@ class Resolution(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
     """How one grid's bands resolve. Positional on the wire: never reorder the fields.
 
     `unit` is the grid's pixel size in pixels of the finest grid of the scene, where grids are joined; 0 for a grid on
-    its own. `repeats` has a digit per band (empty: all 1): each pixel block of so many rows and columns holds one value.
+    its own. `repeats` has a digit per band (empty: all 1): each block of so many rows and columns holds one value.
     Blocks begin at row `row` and column `col` modulo 6.
     """
 
@@ -49,8 +49,8 @@ class Resolution(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
 
 @dataclass(frozen=True)
 class Member:
-    """A band of a lattice: which one of which grid, its native pixel in lattice pixels (1 or 2), and its grid's pixel in
-    pixels of the finest grid."""
+    """A band of a lattice: which one of which grid, its native pixel in lattice pixels (1 or 2), and its grid's pixel
+    in pixels of the finest grid."""
 
     grid: int
     band: int
@@ -60,8 +60,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Lattice:
-    """Bands coded together. Lattice pixel (i, j) covers `unit` x `unit` pixels of the finest grid from row origin + unit
-    i; origins are 0 or less."""
+    """Bands coded together. Lattice pixel (i, j) covers `unit` x `unit` pixels of the finest grid from row `row` + unit
+    i and column `col` + unit j; both origins are 0 or less."""
 
     unit: int
     row: int

@@ -161,7 +161,8 @@ def importance_code(weights: Floats) -> NDArray[np.uint16]:
     """Weights of bands as they are sent: octaves in units of 1/1024, within +-32."""
     octaves = np.log2(np.maximum(weights.astype(np.float64), 2.0**-31))
     middle = 1 << _WEIGHT_BITS - 1
-    return np.clip(np.rint(octaves * _WEIGHT_UNIT) + middle, 0, 2 * middle - 1).astype(np.uint16)
+    code = np.clip(np.rint(octaves * _WEIGHT_UNIT) + middle, 0, 2 * middle - 1)
+    return np.asarray(code, np.uint16)
 
 
 def importance_of(code: NDArray[np.uint16]) -> Floats:
@@ -271,8 +272,8 @@ class Moments:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Moments of a lattice's samples: `mean` (bands) in DN; `covariances` (4, bands, bands) of coefficients, weighted by
-    `native` and `importance`, summed over each subband's channels."""
+    """Moments of a lattice's samples: `mean` (bands) in DN; `covariances` (4, bands, bands) of coefficients, weighted
+    by `native` and `importance`, summed over each subband's channels."""
 
     mean: Doubles
     half: NDArray[np.bool_]
@@ -289,7 +290,7 @@ class Statistics:
     @property
     def deviations(self) -> Doubles:
         """Standard deviation of each band's pixels, as weighted: (bands)."""
-        return np.sqrt(np.maximum(np.einsum("sbb->b", self.covariances), 0.0)) / BLOCK
+        return np.asarray(np.sqrt(np.maximum(np.einsum("sbb->b", self.covariances), 0.0)) / BLOCK)
 
     def _components(self, bands: list[int]) -> Doubles:
         """KLT of the subbands `bands` together: rows by falling variance."""

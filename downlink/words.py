@@ -36,8 +36,9 @@ def _words() -> bytes:
     out += b"".join(b"\x92" + _text("") + b"\xcb" + struct.pack(">d", nm) for nm in _WAVELENGTHS_NM)
     out += b"".join(b"\x92" + _text(band) + b"\xc0" for band in _BANDS)
     for kind in ("bands", "shared", "none"):  # codings and settings as manifests end with them
-        out += _text("uint8") + _text("int16") + _text("uint16") + b"\x97" + _text("planes") + b"\xcd\x01\x00\x0c\x0c\x04"
-        out += _text(kind) + b"\x81" + _text("psnr_db") + b"\x81" + _text("bits_per_sample") + b"\x81" + _text("quality")
+        out += _text("uint8") + _text("int16") + _text("uint16")
+        out += b"\x97" + _text("planes") + b"\xcd\x01\x00\x0c\x0c\x04" + _text(kind)
+        out += b"".join(b"\x81" + _text(target) for target in ("psnr_db", "bits_per_sample", "quality"))
     return out + b"\xc0\xc0\xc0" + _text("universal") + b"\x91\x97" + _text("planes") + b"\xc4\x20"
 
 

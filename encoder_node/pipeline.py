@@ -15,10 +15,10 @@ import numpy as np
 from downlink import limits, mask
 from downlink.chunk import ChunkKey, GridCoding, Kind
 from downlink.context import LEVEL_ZERO, LEVELS_PER_OCTAVE
-from downlink.errors import SceneError
 from downlink.dct import BLOCK, CHANNELS, subband
-from downlink.lattice import Resolution, join, lattices, resolution_of
+from downlink.errors import SceneError
 from downlink.latent import GROUPS, TileCode
+from downlink.lattice import Resolution, join, lattices, resolution_of
 from downlink.mask import MaskMode
 from downlink.plane import FrontEnd
 from downlink.quality import default_peak
@@ -324,7 +324,7 @@ def _encode(
     if target.stream_bytes is not None and found.stream_bytes > target.stream_bytes:
         found.close()
         raise SceneError(
-            f"the scene takes {found.stream_bytes} bytes at the coarsest step tried, {target.stream_bytes} were allowed; "
-            "allow more, or cut the scene"
+            f"the scene takes {found.stream_bytes} bytes at the coarsest step tried, {target.stream_bytes} were "
+            "allowed; allow more, or cut the scene"
         )
     return found

@@ -61,7 +61,7 @@ def band_weights(
             chosen = [i for i, band in enumerate(bands) if band.name == name]
             chosen = chosen or [i for i, number in enumerate(numbers) if name == str(number)]
             weights[chosen] = weight
-    return (weights * np.sqrt(np.mean(1 / weights**2))).astype(np.float32)
+    return np.asarray(weights * np.sqrt(np.mean(1 / weights**2)), np.float32)
 
 
 def check_names(text: str, bands: Sequence[Band]) -> None:

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from decoder_node.decoder import PlaneDecoder
 from downlink.bundle import Bundle
 from downlink.context import LEVEL_LIMIT, LEVEL_ZERO, LEVELS_PER_OCTAVE, ROTATION_SHIFT
+from downlink.dct import ROOT, ROOT_CHANNELS, SUBBANDS
 from downlink.errors import BundleError
-from downlink.dct import CHANNELS, ROOT, ROOT_CHANNELS, SUBBANDS
 from downlink.latent import ReceivedTile, TileCode, TileSymbols, decode_tiles, encode_tile
 from downlink.prior import Prior, Run
 from downlink.selftest import draw
@@ -45,8 +45,8 @@ SIDE: Final = 32
 LEVELS: Final = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
 OCTAVES_MAX: Final = 15
 TURNS: Final = 3
-"""A symbol's prior is asked for once when it is coded and once when it is decoded, its features once each: a third of the
-settings at a time is enough for each setting to answer for many symbols."""
+"""A symbol's prior is asked for once when it is coded and once when it is decoded, its features once each: a third of
+the settings at a time is enough for each setting to answer for many symbols."""
 
 
 class Setting(NamedTuple):
@@ -176,7 +176,7 @@ def prove(
         own_seed = seed + 1000 * batch
         levels = drawn_levels(own_seed, PLANES)
         code = TileCode(encoder.spec, encoder.tables, levels, drawn_turn(own_seed, PLANES), PLANES)
-        # Wild hyper-latents make the prior guess badly: symbols escape by the thousand, which is slow, so only at times.
+        # Wild hyper-latents make the prior guess badly: symbols escape by the thousand, which is slow: only at times.
         reach = encoder.spec.hyper_limit if batch % 16 == 0 else min(4, encoder.spec.hyper_limit)
         tiles = [drawn_tile(encoder.spec, levels, own_seed + 10 * number, side, reach) for number in range(TILES)]
         found = []

@@ -1,7 +1,7 @@
 """How loud each channel of the transform is: what the prior's indices start from.
 
-The transform itself is closed form (DCT and KLT: the linear autoencoder's own solution, Baldi, Hornik 1989), so only the
-prior needs a start: with it, training begins as a good linear transform codec.
+The transform itself is closed form (DCT and KLT: the linear autoencoder's own solution, Baldi, Hornik 1989), so only
+the prior needs a start: with it, training begins as a good linear transform codec.
 """
 
 from __future__ import annotations
