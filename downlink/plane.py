@@ -97,20 +97,23 @@ class FrontEnd:
             for rows in self.forward_rows
         )
 
-    def forward(self, coefficients: Floats, step: float) -> Floats:
-        """(bands, 64, h, w) in DN, mean not yet subtracted -> (planes, 64, h, w) in steps."""
+    def forward(self, coefficients: Floats, step: float, out: Floats | None = None) -> Floats:
+        """(bands, 64, h, w) in DN, mean not yet subtracted -> (planes, 64, h, w) in steps, into `out` if there is one
+        (C order)."""
         _, channels, height, width = coefficients.shape
-        out = np.zeros((self.planes, channels, height, width), np.float32)
+        if out is None:
+            out = np.empty((self.planes, channels, height, width), np.float32)
         for band, rows in enumerate(self.forward_rows):
             at, members = subband(band), self.members(band)
+            out[len(rows) :, at] = 0
             if not len(rows):
                 continue
             scaled = rows * self.weights[members] / np.float32(step)
             chosen = coefficients[:, at] if len(members) == len(coefficients) else coefficients[members, at]
-            planes = scaled @ chosen.reshape(len(members), -1)
+            planes = out[: len(rows), at].reshape(len(rows), -1)
+            np.matmul(scaled, chosen.reshape(len(members), -1), out=planes)
             if band == 0:
                 planes -= scaled @ (BLOCK * self.mean.astype(np.float32))[:, None]
-            out[: len(rows), at] = planes.reshape(len(rows), -1, height, width)
         return out
 
     def inverse(self, planes: Floats, step: float) -> Floats:

@@ -50,7 +50,7 @@ TILES_AT_ONCE = 8
 """Tiles of a row that are analysed together …"""
 PLANE_TILES_AT_ONCE = 96
 """… but no more than so many planes in all, so that hundreds of bands stay in bounded memory."""
-SYMBOLS_AT_ONCE = 1 << 24
+SYMBOLS_AT_ONCE = 1 << 23
 """Symbols that wait for the entropy coder: chunks of many tiles are coded side by side."""
 
 Progress = Callable[[int, int], None]
@@ -84,7 +84,10 @@ class _LatticeEncoder:
     ) -> Decision:
         """Symbols of tiles of one coded size."""
         mean = front_end.mean.astype(np.float32)
-        planes = np.stack([front_end.forward(tile.coefficients(mean), step) for tile in tiles])
+        height, width = (side // BLOCK for side in tiles[0].tile.coded)
+        planes = np.empty((len(tiles), front_end.planes, CHANNELS, height, width), np.float32)
+        for tile, out in zip(tiles, planes, strict=True):
+            front_end.forward(tile.coefficients(mean), step, out)
         return self.encoder.decide(planes, code, [(t.tile.window.height, t.tile.window.width) for t in tiles], measures)
 
     def estimate(self, step: float) -> tuple[float, float]:
