@@ -154,7 +154,8 @@ def _straight(lattice: Lattice, grid: Grid) -> bool:
 def _places(lattice: Lattice) -> list[int]:
     """Where each member is among those of its own resolution."""
     half = lattice.half
-    return [int(place) for place in np.where(half, np.cumsum(half), np.cumsum(~half)) - 1]
+    places: list[int] = (np.where(half, np.cumsum(half), np.cumsum(~half)) - 1).tolist()
+    return places
 
 
 def _shown(
@@ -164,4 +165,5 @@ def _shown(
     native = (decoded.half if member.factor == 2 else decoded.full)[place]
     rows = sample_index(lattice, member, top, height, True) - decoded.row // member.factor
     cols = sample_index(lattice, member, 0, width, False)
-    return np.asarray(native[rows][:, cols])
+    shown: Pixels = native[rows][:, cols]
+    return shown

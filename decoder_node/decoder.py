@@ -30,12 +30,14 @@ from downlink.table import Tables
 from downlink.tile import Tile, TileGrid
 
 Values = NDArray[np.float32]
-PLANES_AT_ONCE = 8
-"""Planes of a tile that pass the synthesis together: bounds memory for hundreds of bands."""
-TILES_AT_ONCE = 4
-"""Tiles of a row that are entropy-decoded together, so that they share the prior's calls …"""
-PLANE_TILES_AT_ONCE = 64
+PLANES_AT_ONCE = 4
+"""Planes of neighbouring tiles that pass the synthesis together: bounds memory for hundreds of bands."""
+TILES_AT_ONCE = 48
+"""Tiles that are entropy-decoded side by side, of several rows where rows are short …"""
+PLANE_TILES_AT_ONCE = 400
 """… but no more than so many planes in all, so that hundreds of bands stay in bounded memory."""
+TILES_PER_STRIP = 4
+"""Neighbouring tiles that are synthesised together: what lies between them is computed once."""
 
 
 class PlaneDecoder:
@@ -62,14 +64,20 @@ class PlaneDecoder:
         """Latent values (planes, 64, h, w) -> coefficients (planes, 64, h, w) in steps; levels (planes, 4)."""
         before = np.concatenate([np.zeros_like(values[:1]), values[:-1]])
         out = np.zeros_like(values)
-        # A plane of zeros that follows a plane of zeros is its mean, exactly: constant scenes come back as they were.
-        alive = np.flatnonzero(values.any(axis=(1, 2, 3)) | before.any(axis=(1, 2, 3)))
+        alive = np.flatnonzero(_alive(values.any(axis=(1, 2, 3))))
         for first in range(0, len(alive), PLANES_AT_ONCE):
             part = alive[first : first + PLANES_AT_ONCE]
             level = levels[part].astype(np.float32)[:, :, None, None]
             inputs = {"symbols": values[part], "before": before[part], "level": level}
             out[part] = self._synthesis.run(None, inputs)[0]
         return out
+
+
+def _alive(some: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Planes that the synthesis may change, of those that hold something: a plane of zeros that follows a plane of zeros
+    is its mean, exactly, so that constant scenes come back as they were."""
+    before = np.concatenate([[False], some[:-1]])
+    return np.asarray(some | before)
 
 
 @dataclass(frozen=True)
@@ -129,14 +137,15 @@ class LatticeDecoder:
 
     def rows(self) -> Iterator[LatticeRow]:
         """All rows, top to bottom."""
+        decoded = self._entropy_decode()
         above: list[_DecodedTile] = []
-        here, missing = self._entropy_decode(0)
+        here, missing = next(decoded)
         for row in range(self.tiles.rows):
-            below, missing_below = self._entropy_decode(row + 1) if row + 1 < self.tiles.rows else ([], 0.0)
+            below, missing_below = next(decoded, ([], 0.0))
             yield LatticeRow(self.tiles.row_window(row).row, *self._pixels(above, here, below), missing)
-            for decoded in here:  # of the row above, only the halo is needed again
-                if decoded.values is not None:
-                    decoded.values = decoded.values[:, :, -self.decoder.spec.decoder_halo :].copy()
+            for tile in here:  # of the row above, only the halo is needed again
+                if tile.values is not None:
+                    tile.values = tile.values[:, :, -self.decoder.spec.decoder_halo :].copy()
             above, here, missing = here, below, missing_below
 
     def _mask(self, tile: int, height: int, width: int) -> NDArray[np.bool_] | None:
@@ -150,35 +159,51 @@ class LatticeDecoder:
             planes.append(masks.decode_mask(b"\x01" if payload is None else payload, (count, height, width)))
         return np.concatenate(planes)
 
-    def _entropy_decode(self, row: int) -> tuple[list[_DecodedTile], float]:
-        """Symbols of a row of tiles, and the share of its latent chunks that is missing."""
-        numbers = list(self.tiles.row_tiles(row))
-        out: list[_DecodedTile] = []
-        absent = total = 0
-        at_once = max(1, min(TILES_AT_ONCE, PLANE_TILES_AT_ONCE // self.coding.planes))
-        for first in range(0, len(numbers), at_once):
-            by_size: dict[tuple[int, int], list[ReceivedTile]] = {}
-            for number in numbers[first : first + at_once]:
-                tile = self.tiles.tile(number)
-                decoded = _DecodedTile(tile, None, self._mask(number, tile.window.height, tile.window.width))
-                out.append(decoded)
-                chunks = {}
-                for index in self.layout.latents_of(self.number, number):
-                    key, total = self.layout.key(index), total + 1
-                    payload = self.chunk(index)
-                    if payload is None:
-                        absent += 1
-                    else:
-                        chunks[key.group, key.block] = payload
-                if self.code is None or (0, 0) not in chunks:
-                    continue
-                height, width = (side // dct.BLOCK for side in tile.coded)
-                symbols = ReceivedTile(self.code, height, width, chunks)
-                decoded.values = symbols.value
-                by_size.setdefault((height, width), []).append(symbols)
-            for group in by_size.values():
-                decode_tiles(group, self.decoder.prior)
-        return out, absent / max(1, total)
+    def _entropy_decode(self) -> Iterator[tuple[list[_DecodedTile], float]]:
+        """Symbols of each row of tiles, and the share of its latent chunks that is missing."""
+        most = max(1, min(TILES_AT_ONCE, PLANE_TILES_AT_ONCE // self.coding.planes))
+        rows_at_once = max(1, most // self.tiles.cols)
+        for first in range(0, self.tiles.rows, rows_at_once):
+            rows, waiting = [], []
+            for row in range(first, min(first + rows_at_once, self.tiles.rows)):
+                tiles, absent, total = [], 0, 0
+                for number in self.tiles.row_tiles(row):
+                    tile, received, lost, chunks = self._receive(number)
+                    tiles.append(tile)
+                    absent, total = absent + lost, total + chunks
+                    if received is not None:
+                        waiting.append(received)
+                rows.append((tiles, absent / max(1, total)))
+            self._decode(waiting, most)
+            yield from rows
+
+    def _receive(self, number: int) -> tuple[_DecodedTile, ReceivedTile | None, int, int]:
+        """A tile to be decoded, and how many of its latent chunks are not there, of how many."""
+        tile = self.tiles.tile(number)
+        decoded = _DecodedTile(tile, None, self._mask(number, tile.window.height, tile.window.width))
+        chunks = {}
+        indexes = self.layout.latents_of(self.number, number)
+        for index in indexes:
+            payload = self.chunk(index)
+            if payload is not None:
+                key = self.layout.key(index)
+                chunks[key.group, key.block] = payload
+        received = None
+        if self.code is not None and (0, 0) in chunks:
+            height, width = (side // dct.BLOCK for side in tile.coded)
+            received = ReceivedTile(self.code, height, width, chunks)
+            decoded.values = received.value
+        return decoded, received, len(indexes) - len(chunks), len(indexes)
+
+    def _decode(self, tiles: list[ReceivedTile], most: int) -> None:
+        """Tiles of one size together, in parts of about equal numbers."""
+        by_size: dict[tuple[int, ...], list[ReceivedTile]] = {}
+        for tile in tiles:
+            by_size.setdefault(tile.value.shape, []).append(tile)
+        for group in by_size.values():
+            parts = -(-len(group) // most)
+            for part in range(parts):
+                decode_tiles(group[part * len(group) // parts : (part + 1) * len(group) // parts], self.decoder.prior)
 
     def _pixels(
         self, above: list[_DecodedTile], here: list[_DecodedTile], below: list[_DecodedTile]
@@ -190,38 +215,65 @@ class LatticeDecoder:
             np.empty((int((~half).sum()), height, width), self.grid.dtype),
             np.empty((int(half.sum()), -(-height // 2), -(-width // 2)), self.grid.dtype),
         )
-        for column, decoded in enumerate(here):
-            first, last = decoded.tile.window.col, decoded.tile.window.col + decoded.tile.window.width
-            full, coarse = self._tile_pixels(above, here, below, column)
-            out[0][:, :, first:last] = full
-            out[1][:, :, first // 2 : -(-last // 2)] = coarse
+        for start in range(0, len(here), TILES_PER_STRIP):
+            columns = range(start, min(start + TILES_PER_STRIP, len(here)))
+            strip = self._strip([above, here, below], columns)
+            offset = here[start].tile.window.col
+            for column in columns:
+                tile = here[column]
+                first, last = tile.tile.window.col, tile.tile.window.col + tile.tile.window.width
+                whole, coarse = np.s_[:, :, first:last], np.s_[:, :, first // 2 : -(-last // 2)]
+                if strip is None or tile.values is None:
+                    out[0][whole] = self._absent(~half, height, last - first)
+                    out[1][coarse] = self._absent(half, -(-height // 2), -(-last // 2) - first // 2)
+                    continue
+                out[0][whole] = strip[0][:, :height, first - offset : last - offset]
+                out[1][coarse] = strip[1][:, : -(-height // 2), (first - offset) // 2 : -(-(last - offset) // 2)]
+                self._restore_nodata(out[0][whole], tile.nodata, ~half, 1)
+                self._restore_nodata(out[1][coarse], tile.nodata, half, 2)
         return out
 
-    def _tile_pixels(
-        self, above: list[_DecodedTile], here: list[_DecodedTile], below: list[_DecodedTile], column: int
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Full and half bands of one tile's window."""
-        decoded = here[column]
-        window, half = decoded.tile.window, self.lattice.half
-        if decoded.values is None or self.front_end is None:
-            return self._absent(~half, window.height, window.width), self._absent(
-                half, -(-window.height // 2), -(-window.width // 2)
-            )
-        values, top, left = self._with_halo([above, here, below], column)
-        planes = self.decoder.synthesise(values, self.front_end.levels)
-        high, wide = -(-window.height // dct.BLOCK), -(-window.width // dct.BLOCK)
-        core = np.ascontiguousarray(planes[:, :, top : top + high, left : left + wide])
+    def _strip(self, rows: list[list[_DecodedTile]], columns: range) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Full and half bands of neighbouring tiles of the middle row, up to their coded size; None if nothing has arrived
+        of any. Where nothing has arrived of one, its latents count as zeros: every plane at its mean."""
+        tiles = [rows[1][column] for column in columns]
+        present = [tile.values.shape for tile in tiles if tile.values is not None]
+        if not present or self.front_end is None:
+            return None
+        planes, channels, high, _ = present[0]
+        halo, half = self.decoder.spec.decoder_halo, self.lattice.half
+        top, bottom = halo if rows[0] else 0, halo if rows[2] else 0
+        left = halo if columns.start else 0
+        right = halo if columns.stop < len(rows[1]) else 0
+        widths = [tile.tile.coded[1] // dct.BLOCK for tile in tiles]
+        wide = sum(widths)
+        values = np.zeros((planes, channels, top + high + bottom, left + wide + right), np.float32)
+        ends = [left, *(left + np.cumsum(widths)).tolist()]
+        for down, row in enumerate(rows):
+            if not row:
+                continue
+            for column in range(max(0, columns.start - 1), min(columns.stop + 1, len(row))):
+                found = row[column].values
+                if found is None:
+                    continue
+                source_rows, target_rows = _overlap(down - 1, found.shape[2], top, high, bottom)
+                if column in columns:
+                    at = column - columns.start
+                    source_cols, target_cols = slice(0, found.shape[3]), slice(ends[at], ends[at + 1])
+                else:
+                    side = -1 if column < columns.start else 1
+                    source_cols, target_cols = _overlap(side, found.shape[3], left, wide, right)
+                values[:, :, target_rows, target_cols] = found[:, :, source_rows, source_cols]
+        out = self.decoder.synthesise(values, self.front_end.levels)
+        some = values.any(axis=1)
+        for at, tile in enumerate(tiles):  # what a tile gives depends on itself and its halo, not on who shares its strip
+            if tile.values is not None:
+                seen = some[:, :, max(0, ends[at] - halo) : ends[at + 1] + halo].any(axis=(1, 2))
+                out[~_alive(seen), :, :, ends[at] : ends[at + 1]] = 0
+        core = np.ascontiguousarray(out[:, :, top : top + high, left : left + wide])
         coefficients = self.front_end.inverse(core, self.coding.step)
-        nodata = decoded.nodata
-        if nodata is not None:
-            nodata = np.broadcast_to(nodata, (half.size, window.height, window.width))
-        full = self._whole(dct.inverse(coefficients[~half])[:, : window.height, : window.width])
-        full = self._restore_nodata(full, None if nodata is None else nodata[~half])
-        if not half.any():
-            return full, np.empty((0, -(-window.height // 2), -(-window.width // 2)), full.dtype)
-        coarse = self._whole(dct.inverse(coefficients[half, : dct.HALF_CHANNELS], half=True))
-        coarse = coarse[:, : -(-window.height // 2), : -(-window.width // 2)]
-        return full, self._restore_nodata(coarse, None if nodata is None else nodata[half, ::2, ::2])
+        full = dct.inverse(coefficients[~half], whole=self._whole)
+        return full, dct.inverse(coefficients[half, : dct.HALF_CHANNELS], half=True, whole=self._whole)
 
     def _whole(self, pixels: Values) -> NDArray[Any]:
         limits = np.iinfo(self.grid.dtype)
@@ -236,43 +288,19 @@ class LatticeDecoder:
         flat = self._whole(np.asarray(mean, np.float32))
         return np.broadcast_to(flat[:, None, None], (count, height, width))
 
-    def _restore_nodata(self, pixels: NDArray[Any], nodata: NDArray[np.bool_] | None) -> NDArray[Any]:
-        """Write nodata where the mask says so, and nowhere else: a valid pixel that came out as the nodata value
-        moves by one."""
+    def _restore_nodata(
+        self, pixels: NDArray[Any], nodata: NDArray[np.bool_] | None, chosen: NDArray[np.bool_], factor: int
+    ) -> None:
+        """Write nodata into pixels of the `chosen` bands, in place, where the mask says so, and nowhere else: a valid
+        pixel that came out as the nodata value moves by one."""
         value = self.grid.nodata
         if value is None:
-            return pixels
+            return
         beside = value + 1 if value < np.iinfo(self.grid.dtype).max else value - 1
         pixels[pixels == value] = beside
         if nodata is not None:
-            pixels[nodata] = value
-        return pixels
-
-    def _with_halo(self, rows: list[list[_DecodedTile]], column: int) -> tuple[Values, int, int]:
-        """A tile's latents with those of its neighbours around it, clipped at the grid's edges, and its offset in them.
-
-        A neighbour of which nothing has arrived counts as zeros: every plane at its mean.
-        """
-        core = rows[1][column].values
-        assert core is not None
-        halo = self.decoder.spec.decoder_halo
-        planes, latents, height, width = core.shape
-        top = halo if rows[0] else 0
-        bottom = halo if rows[2] else 0
-        left = halo if column else 0
-        right = halo if column + 1 < len(rows[1]) else 0
-        out = np.zeros((planes, latents, top + height + bottom, left + width + right), np.float32)
-        for down, row in enumerate(rows):
-            for across in (-1, 0, 1):
-                if not row or not 0 <= column + across < len(row):
-                    continue
-                values = row[column + across].values
-                if values is None:
-                    continue
-                source_rows, target_rows = _overlap(down - 1, values.shape[2], top, height, bottom)
-                source_cols, target_cols = _overlap(across, values.shape[3], left, width, right)
-                out[:, :, target_rows, target_cols] = values[:, :, source_rows, source_cols]
-        return out, top, left
+            whole = np.broadcast_to(nodata, (chosen.size, *nodata.shape[1:]))
+            pixels[whole[chosen, ::factor, ::factor]] = value
 
 
 def _overlap(side: int, have: int, before: int, core: int, after: int) -> tuple[slice, slice]:

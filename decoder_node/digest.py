@@ -2,11 +2,11 @@
 
     python -m decoder_node.digest scene.dl > here.json        and on the other machine the same; then compare `grids`
 
-For a lattice coded by `planes` the hash is over its symbols, which the entropy decoder and the integer prior give:
-SHA-256 of, for every tile in order, the hyper-latents, the root, then the latents (their channel 0 is zeros), as
-little-endian int32 in C order (planes, channels, rows, columns); symbols of chunks that are not there are zeros. Its
-pixels come from floats and may differ between machines in the last bit. Every other method promises its pixels, so for
-those the hash is over them: row of tiles by row of tiles, (bands, rows, width) in C order, little-endian.
+For a grid coded by `planes` the hash is over its symbols, which the entropy decoder and the integer prior give: SHA-256
+of, for every tile in order, the hyper-latents, the root, then the latents (their channel 0 is zeros), as little-endian
+int32 in C order (planes, channels, rows, columns); symbols of chunks that are not there are zeros. Its pixels come from
+floats and may differ between machines in the last bit. Every other method promises its pixels, so for those the hash is
+over them: row of tiles by row of tiles, (bands, rows, width) in C order, little-endian.
 
 Refuses what the decoder refuses: a damaged file or a chunk that cannot be (`StreamError`), a bundle that is not here or
 is another (`BundleError`).

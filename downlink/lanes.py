@@ -24,6 +24,10 @@ _BLOCK = 1 << 14
 """Symbols whose table rows are gathered at once: they stay in the cache."""
 _LAID_OUT = 1 << 20
 """Symbols put side by side at once: each stream's part should be worth a call."""
+_READ_AHEAD = 1 << 18
+"""Symbols whose tables are laid side by side at once when decoding."""
+_WORTH_LANES = 24
+"""Fewer lanes than this are decoded one stream after the other."""
 _LIMIT_SHIFT = 32 - rans.PRECISION
 _SHIFT_MASK = 16
 
@@ -95,7 +99,8 @@ def _encode_sorted(model: Model, streams: list[Stream]) -> list[Coded]:
         for number in range(active):
             last = heights[number] - done
             first = max(0, last - count)
-            entries[: last - first, offsets[number] : offsets[number + 1]] = rows[number][first:last][::-1]
+            there = entries[: last - first, offsets[number] : offsets[number + 1]]
+            _units(there)[...] = _units(rows[number])[first:last][::-1]
         at_once = max(1, _BLOCK // width)
         for first in range(0, count, at_once):
             part = entries[first : first + at_once]
@@ -176,3 +181,160 @@ def _collect(
         Coded(states[offsets[i] : offsets[i + 1]], ordered[(ends[i - 1] if i else 0) : ends[i]])
         for i in range(len(offsets) - 1)
     ]
+
+
+class TogetherDecoder:
+    """Reads the segments of several streams under the same tables side by side."""
+
+    def __init__(self, model: Model, coders: Sequence[rans.Decoder]) -> None:
+        self._model, self._coders = model, coders
+        lanes = [coder.lanes for coder in coders]
+        self._wide = sum(lanes) >= _WORTH_LANES and len(coders) > 1
+        if not self._wide:
+            return
+        self._lanes = np.array(lanes, np.int64)
+        self._offsets = np.cumsum([0, *lanes])
+        self._states = np.concatenate([coder.states for coder in coders]).astype(np.int64)
+        words = [coder.words for coder in coders]
+        ends = np.cumsum([len(part) for part in words])
+        self._words = np.concatenate([*words, np.zeros(1, np.uint32)]).astype(np.int64)
+        self._first = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+        self._position = self._first + [coder.position for coder in coders]
+        self._ends = ends.astype(np.int64)
+
+    def decode(self, tables: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Entries of the next segment of every stream, one stream's `counts` after the other's; `tables` (uint16) holds
+        the table of each symbol. Corrupt where words run out."""
+        if not self._wide:
+            if not self._coders:
+                return np.empty(0, np.uint8)
+            parts = np.split(tables, np.cumsum(counts)[:-1])
+            return np.concatenate([coder.decode(part.astype(np.int64)) for coder, part in zip(self._coders, parts, strict=True)])
+        rows = -(-counts // self._lanes)
+        order = np.argsort(-rows, kind="stable")
+        order = order[: int(np.count_nonzero(rows))]
+        entries = np.empty(len(tables), np.uint8)
+        if not len(order):
+            return entries
+        starts = np.cumsum(counts) - counts
+        lanes, heights = self._lanes[order], rows[order]
+        ends = np.cumsum(lanes)
+        wide = [slice(self._offsets[i], self._offsets[i + 1]) for i in order]
+        state = np.concatenate([self._states[part] for part in wide])
+        owner = np.repeat(np.arange(len(order)), lanes)
+        position = self._position[order]
+        active, done, total = len(order), 0, int(heights[0])
+        while done < total:
+            while heights[active - 1] <= done:
+                active -= 1
+            width = int(ends[active - 1])
+            count = min(max(1, _READ_AHEAD // width), int(heights[active - 1]) - done)
+            layout = np.full((count, width), self._model.tables, np.uint16)
+            parts = []
+            for i in range(active):
+                stream, at = order[i], slice(int(ends[i] - lanes[i]), int(ends[i]))
+                first = int(starts[stream]) + done * int(lanes[i])
+                last = min(first + count * int(lanes[i]), int(starts[stream] + counts[stream]))
+                parts.append((first, last, at))
+                _put_rows(layout, at, tables[first:last])
+            found = np.empty((count, width), np.uint8)
+            at_once = max(1, _BLOCK // width)
+            for row in range(0, count, at_once):
+                part = slice(row, min(row + at_once, count))
+                self._read(layout[part], state[:width], owner[:width], position, found[part])
+            for first, last, at in parts:
+                _take_rows(found, at, entries[first:last])
+            done += count
+        for part, last, size in zip(wide, ends, lanes, strict=True):
+            self._states[part] = state[last - size : last]
+        self._position[order] = position
+        short = self._position > self._ends
+        if short.any():
+            available = (self._ends - self._first)[short][0]
+            raise Corrupt(f"the symbols need more than the {available} coded words there are; fetch the chunk again")
+        return entries
+
+    def _read(
+        self,
+        tables: NDArray[Any],
+        x: NDArray[np.int64],
+        owner: NDArray[np.int64],
+        position: NDArray[np.int64],
+        entries: NDArray[np.uint8],
+    ) -> None:
+        """Rows of `entries` (count, width) of rows of `tables`; changes the states `x` (width) and, per stream, the
+        `position` of the next word. Lanes of a stream stand together, streams in the order of `owner`."""
+        width = tables.shape[1]
+        slot_entries, frequency, start = self._model.steps
+        slots = tables.astype(np.int64)
+        flats = slots << 8
+        slots <<= rans.PRECISION
+        slot, number, step = (np.empty(width, np.int64) for _ in range(3))
+        low = np.empty(width, np.bool_)
+        words, numbers, streams = self._words, np.arange(width), len(position)
+        slot_mask, slot_bits = np.array(TOTAL - 1), np.array(rans.PRECISION)
+        lower_end, word_bits = np.array(START), np.array(16)
+        bitwise_and, add, multiply, subtract = np.bitwise_and, np.add, np.multiply, np.subtract
+        right_shift, less, left_shift, bitwise_or, bincount = (
+            np.right_shift,
+            np.less,
+            np.left_shift,
+            np.bitwise_or,
+            np.bincount,
+        )
+        for at, flat, entry in zip(slots, flats, entries, strict=True):
+            bitwise_and(x, slot_mask, slot)
+            add(at, slot, at)
+            slot_entries.take(at, None, entry, "clip")
+            number[...] = entry  # one type per operation: mixed ones take numpy's slow path
+            add(flat, number, flat)
+            right_shift(x, slot_bits, x)
+            frequency.take(flat, None, step, "clip")
+            multiply(x, step, x)
+            start.take(flat, None, step, "clip")
+            subtract(slot, step, slot)
+            add(x, slot, x)
+            (hungry,) = less(x, lower_end, low).nonzero()
+            if hungry.size:
+                stream = owner.take(hungry)
+                taken = bincount(stream, None, streams)
+                place = taken.cumsum()  # each stream's words begin where it stands, less what those before it take
+                subtract(position, place, place)
+                add(place, taken, place)
+                place = place.take(stream)
+                add(place, numbers[: hungry.size], place)
+                fed = x.take(hungry)
+                left_shift(fed, word_bits, fed)
+                bitwise_or(fed, words.take(place, None, None, "clip"), fed)
+                x[hungry] = fed
+                add(position, taken, position)
+    def finish(self) -> None:
+        """Leave the streams' own decoders where they would be had they decoded alone."""
+        if self._wide:
+            for i, coder in enumerate(self._coders):
+                states = self._states[self._offsets[i] : self._offsets[i + 1]]
+                coder.advance(states, int(self._position[i] - self._first[i]))
+
+
+def _units(rows: NDArray[Any]) -> NDArray[Any]:
+    """Rows of a power of two of lanes in as few wide items as there can be: short rows are slow to copy item by item."""
+    size = rows.shape[1] * rows.itemsize
+    return rows.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}.get(size, np.complex128))
+
+
+def _put_rows(layout: NDArray[Any], at: slice, values: NDArray[Any]) -> None:
+    """Values row by row into columns `at`; the last row may be short."""
+    lanes = at.stop - at.start
+    full = len(values) // lanes
+    _units(layout[:full, at])[...] = _units(values[: full * lanes].reshape(full, lanes))
+    if full * lanes < len(values):
+        layout[full, at.start : at.start + len(values) - full * lanes] = values[full * lanes :]
+
+
+def _take_rows(rows: NDArray[Any], at: slice, out: NDArray[Any]) -> None:
+    """What `_put_rows` undoes."""
+    lanes = at.stop - at.start
+    full = len(out) // lanes
+    _units(out[: full * lanes].reshape(full, lanes))[...] = _units(rows[:full, at])
+    if full * lanes < len(out):
+        out[full * lanes :] = rows[full, at.start : at.start + len(out) - full * lanes]

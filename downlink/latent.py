@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from downlink.context import compand, next_energy, phases, slopes, steepness, turned
 from downlink.dct import CHANNELS, ROOT, ROOT_CHANNELS, SUBBANDS, root_inverse, root_means, subband
 from downlink.errors import Corrupt
-from downlink.prior import Context, Expected, Features, Prior, Symbols
+from downlink.prior import Context, Expected, Prior, Symbols
+from downlink.quarter import scatter
 from downlink.spec import PlaneSpec
-from downlink.symbol import SymbolDecoder, SymbolEncoder
+from downlink.symbol import SymbolDecoder, SymbolEncoder, TogetherSymbols
 from downlink.table import Tables
+from downlink.walk import Walk
 
 GROUPS = len(SUBBANDS)
 
@@ -144,126 +146,105 @@ def tile_bits(code: TileCode, symbols: TileSymbols, prior: Prior) -> float:
 
 
 class ReceivedTile:
-    """A tile being decoded: what is known so far; where nothing was received, the prior's mean stands."""
+    """A tile being decoded. Where nothing was received, the prior's mean stands."""
 
     def __init__(self, code: TileCode, height: int, width: int, chunks: dict[tuple[int, int], bytes]) -> None:
         spec, planes = code.spec, code.planes
         self.code, self.chunks = code, chunks
-        small = height // ROOT, width // ROOT
-        self.symbols = TileSymbols(
-            np.zeros((planes, ROOT_CHANNELS, *small), np.int32),
-            np.zeros((planes, CHANNELS, height, width), np.int32),
-            np.zeros((planes, spec.hyper_latents, height // spec.hyper, width // spec.hyper), np.int32),
-        )
-        self.own = np.zeros((planes, CHANNELS, height, width), np.int16)
-        """Companded magnitudes; of channel 0, the steepness of the block means."""
+        self.hyper = np.zeros((planes, spec.hyper_latents, height // spec.hyper, width // spec.hyper), np.int32)
         self.value = np.zeros((planes, CHANNELS, height, width), np.float32)
-        """What the synthesis sees: symbols where they were received, the prior's mean where not; in channel 0, the
-        block means."""
-        self.root_value = np.zeros((planes, ROOT_CHANNELS, *small), np.float32)
-        self.slope = np.zeros((0, 2, height, width), np.int32)
-        self.broken = False
-        self._decoder: SymbolDecoder | None = None
+        """What the synthesis sees (planes, 64, h, w): symbols where they were received, the prior's mean where not; in
+        channel 0, the block means."""
+        self.root_value = np.zeros((planes, ROOT_CHANNELS, height // ROOT, width // ROOT), np.float32)
+        self.stopped: tuple[int, int] | None = None
+        """The first chunk that is not there, by (group, block)."""
 
-    def begin(self, group: int, block: int) -> None:
-        """Open a chunk; from the first one that is not there, the tile keeps to the prior's means."""
+    @property
+    def broken(self) -> bool:
+        return self.stopped is not None
+
+    @property
+    def symbols(self) -> TileSymbols:
+        """What was received; zero where nothing was."""
+        root, latent = (value.astype(np.int32) for value in (self.root_value, self.value))
+        latent[:, 0] = 0
+        found = TileSymbols(root, latent, self.hyper)
+        if self.stopped is not None:
+            for group in range(self.stopped[0], GROUPS):
+                first = self.stopped[1] * self.code.planes_per_chunk if group == self.stopped[0] else 0
+                found.of_subband(group)[first:] = 0
+        return found
+
+    def open(self, group: int, block: int) -> SymbolDecoder | None:
+        """The decoder of a chunk; None from the first one on that is not there: the tile keeps to the prior's means."""
         payload = self.chunks.get((group, block))
         if payload is None or self.broken:
-            self.broken, self._decoder = True, None
-            return
-        self._decoder = SymbolDecoder(self.code.tables, payload)
+            self.stopped = self.stopped or (group, block)
+            return None
+        decoder = SymbolDecoder(self.code.tables, payload)
         if group == 0:
             planes = self.code.block_planes(block)
-            part = self.symbols.hyper[planes.start : planes.stop]
+            part = self.hyper[planes.start : planes.stop]
             index = self.code.hyper_index(planes, part.shape).ravel()
-            values = self._decoder.take(index, np.zeros(index.size, np.int32))
+            values = decoder.take(index, np.zeros(index.size, np.int32))
             limit = self.code.spec.hyper_limit
             if values.size and (int(values.max()) > limit or int(values.min()) < -limit):
                 raise Corrupt(
                     f"hyper-latents reach {int(np.abs(values).max())}, the bundle allows {limit}; fetch the chunk again"
                 )
             part[...] = values.reshape(part.shape)
+        return decoder
 
-    def take(self, group: int, plane: int, mask: NDArray[np.bool_], expected: Expected) -> None:
-        """Decode one segment of the open chunk: the fields of a phase; index and mean (channels, fields)."""
-        index, mean = expected
-        if group:
-            symbols, value = self.symbols.latent[plane, subband(group)], self.value[plane, subband(group)]
-        else:
-            symbols, value = self.symbols.root[plane], self.root_value[plane]
-        if self._decoder is None:
-            value[:, mask] = mean / np.float32(8)
-            return
-        values = self._decoder.take(index.ravel(), mean.ravel()).reshape(mean.shape)
-        symbols[:, mask] = values
-        value[:, mask] = values
-        if group:
-            self.own[plane, subband(group)][:, mask] = np.abs(compand(values))
 
-    def means_known(self) -> None:
-        """After group 0: block means, and what their slopes say of subband 1."""
-        fall = slopes(root_means(self.symbols.root))
-        self.own[:, 0] = steepness(fall)
-        self.slope = turned(fall, self.code.turn)
-        self.value[:, 0] = root_inverse(self.root_value)
+class _Reception:
+    """Takes the symbols of tiles of one size from their chunks: a guide of `downlink.walk.Walk`."""
 
-    def end(self) -> None:
-        """Close the open chunk: everything must have been consumed."""
+    def __init__(self, tiles: list[ReceivedTile], prior: Prior) -> None:
+        self._tiles = tiles
+        height, width = tiles[0].value.shape[-2:]
+        self._walk = Walk(tiles[0].code, prior, len(tiles), height, width)
+        self._there: list[int] = []
+        self._decoder: TogetherSymbols | None = None
+        self._walk.go(self)
+
+    def begin(self, group: int, block: int) -> None:
+        if group == 1 and block == 0:
+            for tile in self._tiles:
+                tile.value[:, 0] = root_inverse(tile.root_value)
+        opened = [tile.open(group, block) for tile in self._tiles]
+        self._there = [i for i, decoder in enumerate(opened) if decoder is not None]
+        decoders = [decoder for decoder in opened if decoder is not None]
+        self._decoder = TogetherSymbols(decoders) if decoders else None
+
+    def hyper(self, planes: range) -> Symbols:
+        return np.stack([tile.hyper[planes.start : planes.stop] for tile in self._tiles], axis=1)
+
+    def settle(
+        self, group: int, plane: int, phase: int, index: NDArray[np.uint8], mean: Symbols | None
+    ) -> NDArray[np.int32]:
+        order, count = self._walk.orders(group), len(self._tiles)
+        symbols = np.zeros(index.shape, np.int32)
+        if self._decoder is not None:
+            there: slice | list[int] = slice(None) if len(self._there) == count else self._there
+            scales = order.stream(phase, index[there])
+            flat = scales.reshape(len(scales), -1)
+            means = None if mean is None else order.stream(phase, mean[there]).reshape(flat.shape)
+            values = self._decoder.take(np.ascontiguousarray(flat), means)
+            symbols[there] = order.quarters(phase, values.reshape(scales.shape))
+        for i, tile in enumerate(self._tiles):
+            out = tile.value[plane, subband(group)] if group else tile.root_value[plane]
+            if not tile.broken:
+                scatter(symbols[i], phase, out)
+            elif mean is not None:
+                scatter(mean[i] / np.float32(8), phase, out)
+        return symbols
+
+    def end(self, group: int, block: int) -> None:
         if self._decoder is not None:
             self._decoder.close()
-            self._decoder = None
 
 
 def decode_tiles(tiles: list[ReceivedTile], prior: Prior) -> None:
-    """Decode the chunks of tiles of one size together: the prior runs once per phase and plane for all of them."""
-    if not tiles:
-        return
-    code = tiles[0].code
-    features: dict[int, Features] = {}
-    for group in range(GROUPS):
-        _decode_group(tiles, prior, code, group, features)
-        if group == 0:
-            for tile in tiles:
-                tile.means_known()
-
-
-def _decode_group(
-    tiles: list[ReceivedTile], prior: Prior, code: TileCode, group: int, features: dict[int, Features]
-) -> None:
-    channels = subband(group)
-    shape = tiles[0].symbols.of_subband(group).shape[1:]
-    masks = phases(*shape[-2:])
-    energy = np.zeros((len(tiles), *shape), np.int16)
-    for block in range(code.blocks):
-        for tile in tiles:
-            tile.begin(group, block)
-        for plane in code.block_planes(block, group):
-            if plane not in features:
-                features[plane] = prior.features(np.stack([tile.symbols.hyper[plane] for tile in tiles]))
-            levels = np.broadcast_to(code.levels[plane], (len(tiles), GROUPS))
-            earlier = np.stack([tile.own[plane, : channels.start] for tile in tiles])
-            for mask in masks:
-                if not mask.any():
-                    continue
-                own = np.stack([_magnitudes(tile, group, plane) for tile in tiles])
-                values = _predictors(tiles, group, plane)
-                known, predicted = prior.known(features[plane], levels, Context(group, energy, own, earlier, values))
-                fields = known[:, :, mask][:, :, None]
-                there = None if predicted is None else predicted[:, :, mask][:, :, None]
-                index, mean = prior.expect(group, np.ascontiguousarray(fields), there, shape[0])
-                for at, tile in enumerate(tiles):
-                    tile.take(group, plane, mask, Expected(index[at, :, 0], mean[at, :, 0]))
-            energy = next_energy(energy, np.stack([_magnitudes(tile, group, plane) for tile in tiles]))
-        for tile in tiles:
-            tile.end()
-
-
-def _predictors(tiles: list[ReceivedTile], group: int, plane: int) -> Symbols | None:
-    """What subbands 0 and 1 are predicted from (`downlink.prior.Context.values`)."""
-    if group == 0:
-        return np.stack([tile.symbols.root[plane, 0] for tile in tiles])
-    return np.stack([tile.slope[plane] for tile in tiles]) if group == 1 else None
-
-
-def _magnitudes(tile: ReceivedTile, group: int, plane: int) -> NDArray[np.int16]:
-    return tile.own[plane, subband(group)] if group else np.abs(compand(tile.symbols.root[plane]))
+    """Decode the chunks of tiles of one size and one code together: many at once are faster."""
+    if tiles:
+        _Reception(tiles, prior)

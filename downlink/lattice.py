@@ -34,8 +34,8 @@ class Resolution(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
     """How one grid's bands resolve. Positional on the wire: never reorder the fields.
 
     `unit` is the grid's pixel size in pixels of the finest grid of the scene, where grids are joined; 0 for a grid on
-    its own. `repeats` has a digit per band (empty: all 1): each pixel block of so many rows and columns holds one
-    value. Blocks begin at row `row` and column `col` modulo 6.
+    its own. `repeats` has a digit per band (empty: all 1): each block of so many rows and columns holds one value.
+    Blocks begin at row `row` and column `col` modulo 6.
     """
 
     unit: int = 0
@@ -61,7 +61,7 @@ class Member:
 @dataclass(frozen=True)
 class Lattice:
     """Bands coded together. Lattice pixel (i, j) covers `unit` x `unit` pixels of the finest grid from row `row` + unit
-    x i and column `col` + unit x j; `row` and `col` are 0 or less."""
+    i and column `col` + unit j; both origins are 0 or less."""
 
     unit: int
     row: int

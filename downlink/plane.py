@@ -97,20 +97,23 @@ class FrontEnd:
             for rows in self.forward_rows
         )
 
-    def forward(self, coefficients: Floats, step: float) -> Floats:
-        """(bands, 64, h, w) in DN, mean not yet subtracted -> (planes, 64, h, w) in steps."""
+    def forward(self, coefficients: Floats, step: float, out: Floats | None = None) -> Floats:
+        """(bands, 64, h, w) in DN, mean not yet subtracted -> (planes, 64, h, w) in steps, into `out` if there is one
+        (C order)."""
         _, channels, height, width = coefficients.shape
-        out = np.zeros((self.planes, channels, height, width), np.float32)
+        if out is None:
+            out = np.empty((self.planes, channels, height, width), np.float32)
         for band, rows in enumerate(self.forward_rows):
             at, members = subband(band), self.members(band)
+            out[len(rows) :, at] = 0
             if not len(rows):
                 continue
             scaled = rows * self.weights[members] / np.float32(step)
             chosen = coefficients[:, at] if len(members) == len(coefficients) else coefficients[members, at]
-            planes = scaled @ chosen.reshape(len(members), -1)
+            planes = out[: len(rows), at].reshape(len(rows), -1)
+            np.matmul(scaled, chosen.reshape(len(members), -1), out=planes)
             if band == 0:
                 planes -= scaled @ (BLOCK * self.mean.astype(np.float32))[:, None]
-            out[: len(rows), at] = planes.reshape(len(rows), -1, height, width)
         return out
 
     def inverse(self, planes: Floats, step: float) -> Floats:
@@ -161,7 +164,8 @@ def importance_code(weights: Floats) -> NDArray[np.uint16]:
     """Weights of bands as they are sent: octaves in units of 1/1024, within +-32."""
     octaves = np.log2(np.maximum(weights.astype(np.float64), 2.0**-31))
     middle = 1 << _WEIGHT_BITS - 1
-    return np.asarray(np.clip(np.rint(octaves * _WEIGHT_UNIT) + middle, 0, 2 * middle - 1), np.uint16)
+    code = np.clip(np.rint(octaves * _WEIGHT_UNIT) + middle, 0, 2 * middle - 1)
+    return np.asarray(code, np.uint16)
 
 
 def importance_of(code: NDArray[np.uint16]) -> Floats:

@@ -115,6 +115,23 @@ def joined(quarters: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     return out
 
 
+def gather(values: NDArray[Any], phase: int, out: NDArray[Any]) -> None:
+    """Natural (..., h, w) -> fields of a phase `out` (..., quarters, rows, columns); what lies beyond the edge is left
+    as it is."""
+    for place, quarter in enumerate(range(PHASES[phase].start, PHASES[phase].stop)):
+        down, across = PLACES[quarter]
+        part = values[..., down::2, across::2]
+        out[..., place, : part.shape[-2], : part.shape[-1]] = part
+
+
+def scatter(values: NDArray[Any], phase: int, out: NDArray[Any]) -> None:
+    """Fields of a phase (..., quarters, rows, columns) -> their places in the natural `out` (..., h, w)."""
+    for place, quarter in enumerate(range(PHASES[phase].start, PHASES[phase].stop)):
+        down, across = PLACES[quarter]
+        part = out[..., down::2, across::2]
+        part[...] = values[..., place, : part.shape[-2], : part.shape[-1]]
+
+
 def inner(quarters: NDArray[Any]) -> NDArray[Any]:
     """(4, ..., rows, columns): quarters without their border."""
     return quarters[..., 1:-1, :-1]
@@ -166,3 +183,30 @@ def smooth(values: Magnitudes) -> Magnitudes:
     odd[:, -stride:] = 0
     out >>= 4
     return out.reshape(values.shape)
+
+
+def neighbours(quarters: NDArray[Any], phase: int) -> list[NDArray[Any]]:
+    """The four neighbours of earlier phases of every field of the second (1) or the third phase (2): quarters (4, n,
+    channels, rows + 2, stride) -> four of (quarters of the phase, n, channels, rows, stride)."""
+    flat = quarters.reshape(4, -1)
+    stride = quarters.shape[-1]
+    size = flat.shape[1]
+    shape = (1, *quarters.shape[1:])
+
+    def moved(quarter: int, by: int) -> NDArray[Any]:
+        out = np.zeros(size, quarters.dtype)
+        first, last = max(0, -by), size - max(0, by)
+        out[first:last] = flat[quarter, first + by : last + by]
+        return out.reshape(shape)[..., 1:-1, :]
+
+    if phase == 1:
+        return [moved(A, by) for by in (0, 1, stride, stride + 1)]
+    return [
+        np.concatenate([moved(one, step), moved(other, back)])
+        for (one, step), (other, back) in (
+            ((A, 0), (A, 0)),
+            ((A, stride), (A, 1)),
+            ((B, -1), (B, -stride)),
+            ((B, 0), (B, 0)),
+        )
+    ]

@@ -84,6 +84,14 @@ class Model:
         return np.repeat(np.tile(np.arange(ENTRIES, dtype=np.uint8), self.tables), self.frequency)
 
     @cached_property
+    def steps(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+        """Entries per slot; frequency and cumulative frequency per flat entry; with one more table, whose only entry has
+        the frequency 2^14 and changes no state."""
+        entries = np.concatenate([self.slot_entries, np.zeros(TOTAL, np.uint8)])
+        frequency, start = (np.append(a, np.full(ENTRIES, last)) for a, last in ((self.frequency, TOTAL), (self.start, 0)))
+        return entries, frequency, start
+
+    @cached_property
     def lists(self) -> tuple[bytes, list[int], list[int]]:
         """Entries per slot, frequencies and cumulative frequencies, in the types that plain Python reads fastest."""
         return self.slot_entries.tobytes(), self.frequency.tolist(), self.start.tolist()
@@ -174,6 +182,24 @@ class Decoder:
         else:
             self._states = states.astype(np.uint32)
             self._words = words.astype(np.uint32)
+
+    @property
+    def states(self) -> States:
+        """Of all lanes, as they are now."""
+        return np.array(self._state_list, np.uint32) if self._scalar else self._states
+
+    @property
+    def words(self) -> NDArray[np.uint32]:
+        """All words there are, read or not."""
+        return np.array(self._word_list, np.uint32) if self._scalar else self._words
+
+    def advance(self, states: NDArray[Any], position: int) -> None:
+        """Go on from other states and from the word at `position`: somebody else has decoded what was between."""
+        self.position = position
+        if self._scalar:
+            self._state_list = states.tolist()
+        else:
+            self._states = states.astype(np.uint32)
 
     @property
     def finished(self) -> bool:

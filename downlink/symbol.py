@@ -21,7 +21,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from downlink import rans
 from downlink.errors import Corrupt
-from downlink.lanes import Coded, Stream, encode_together
+from downlink.lanes import Coded, Stream, TogetherDecoder, encode_together
 from downlink.lookup import Codes, Lookup
 from downlink.table import MAX_VALUE, Keys, Located, Tables
 
@@ -57,6 +57,9 @@ class _Side(NamedTuple):
     rest: bytes
 
 
+_NOTHING = _Side(None, b"")
+
+
 class SymbolEncoder:
     """Collects segments, then makes the payload; the coder runs backwards, so nothing can be written before the end."""
 
@@ -81,29 +84,17 @@ class SymbolEncoder:
         self._coded_bits += self._tables.coded_bits(located.entries)
 
     def add_codes(
-        self, codes: Codes, values: NDArray[np.int32], index: NDArray[np.uint8], mean: NDArray[np.int32] | None
+        self, codes: Codes, values: NDArray[Any], index: NDArray[np.uint8], mean: NDArray[np.int32] | None
     ) -> None:
         """As `add`, of a segment whose `codes` have been looked up (`Lookup.codes_of`; they are kept, and changed where
         they are rare); `mean` None where all are zero."""
-        rare = np.flatnonzero(codes == self._lookup.rare)
-        side = _Side(None, b"")
-        if len(rare):
-            scales, there = index[rare], np.zeros(len(rare), np.int32) if mean is None else mean[rare]
-            located = self._tables.locate(values[rare], scales, there)
-            exceptions = None
-            if located.certain:  # all that are certain and rare are exceptions; their ranks count all certain ones
-                ranks = np.searchsorted(np.flatnonzero(index == 0), rare[scales == 0])
-                exceptions = self._exceptions(ranks, located.exceptions)
-            codes[rare[scales == 0]] = self._lookup.certain
-            codes[rare[scales != 0]] = located.entries
-            side = _Side(exceptions, _rest(located))
+        add_codes_together(
+            [self], codes[None], lambda: (values[None], index[None], None if mean is None else mean[None])
+        )
+
+    def _add_looked_up(self, codes: Codes, side: _Side) -> None:
         self._pending.append(codes)
         self._pending_sides.append(side)
-
-    def add_plain_codes(self, codes: Codes) -> None:
-        """As `add_codes`, of a segment of which no code is rare."""
-        self._pending.append(codes)
-        self._pending_sides.append(_Side(None, b""))
 
     def _exceptions(self, ranks: NDArray[np.intp], exceptions: NDArray[np.int64]) -> bytes:
         out = bytearray()
@@ -178,9 +169,45 @@ class SymbolEncoder:
         return head + words.astype("<u2").tobytes() + side
 
 
-def finish_together(
-    encoders: Sequence[SymbolEncoder], lanes: int | None = None, most: int = rans.MAX_LANES
-) -> list[bytes]:
+Segments = tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.int32] | None]
+"""Values, scale indices and means of a segment of several payloads, (payloads, n) each."""
+
+
+def add_codes_together(encoders: Sequence[SymbolEncoder], codes: Codes, segments: Callable[[], Segments]) -> None:
+    """The next segment of encoders with the same tables: looked up `codes` (encoders, n), which are kept. Of what they
+    stand for only rare ones are asked."""
+    lookup, tables = encoders[0]._lookup, encoders[0]._tables
+    if not codes.size or int(codes.max()) != lookup.rare:
+        for encoder, one in zip(encoders, codes, strict=True):
+            encoder._add_looked_up(one, _NOTHING)
+        return
+    values, index, mean = segments()
+    owner, place = (codes == lookup.rare).nonzero()
+    scales = index[owner, place]
+    there = np.zeros(len(scales), np.int32) if mean is None else mean[owner, place]
+    located = tables.locate(values[owner, place].astype(np.int32), scales, there)
+    certain = scales == 0  # certain and rare: exceptions all of them
+    codes[owner[certain], place[certain]] = lookup.certain
+    codes[owner[~certain], place[~certain]] = located.entries
+    coded_owner, number = owner[~certain], np.arange(len(encoders) + 1)
+    escapes, raws = (np.searchsorted(coded_owner[at], number) for at in (located.escaped, located.shifted))
+    excepted = np.searchsorted(owner[certain], number)
+    for i, (encoder, one) in enumerate(zip(encoders, codes, strict=True)):
+        exceptions = None
+        mine = slice(excepted[i], excepted[i + 1])
+        if mine.stop > mine.start:  # their ranks count all certain symbols of the segment
+            ranks = np.searchsorted(np.flatnonzero(index[i] == 0), place[certain][mine])
+            exceptions = encoder._exceptions(ranks, located.exceptions[mine])
+        rest = bytearray()
+        for over in located.escapes[escapes[i] : escapes[i + 1]].tolist():
+            _put(rest, over)
+        if raws[i + 1] > raws[i]:
+            part = slice(raws[i], raws[i + 1])
+            rest += pack_bits(located.raw[part], located.raw_widths[part])
+        encoder._add_looked_up(one, _Side(exceptions, bytes(rest)))
+
+
+def finish_together(encoders: Sequence[SymbolEncoder], lanes: int | None = None) -> list[bytes]:
     """The payloads of encoders with the same tables, whose streams are made side by side: many at once are faster."""
     streams = [encoder._stream(lanes, most) for encoder in encoders]
     chosen = [stream for stream in streams if stream is not None]
@@ -266,24 +293,28 @@ class SymbolDecoder:
         self._coded += count
         tables = self._tables
         v = self._coder.decode(tables.table_of.take(keys.route, mode="clip")).astype(np.int32)
-        escaped = np.flatnonzero(v == tables.escape_of.take(keys.route, mode="clip")).tolist()
-        low = tables.low_of.take(keys.route, mode="clip")
-        v += low
-        for i in escaped:
-            over = self._varint()
-            entry = int(low[i]) - 1 - (over >> 1) if over & 1 else int(v[i]) + (over >> 1)
-            bits = int(tables.shift_of[keys.route[i]])
+        escaped = np.flatnonzero(v == tables.escape_of.take(keys.route, mode="clip"))
+        v += tables.low_of.take(keys.route, mode="clip")
+        self._take_rest(v, keys.route, escaped, keys.shifted)
+        v += keys.base
+        return v
+
+    def _take_rest(self, v: NDArray[np.int32], route: NDArray[Any], escaped: NDArray[np.intp], shifted: bool) -> None:
+        """Of coded symbols `v`, in place: those that escaped, and raw bits."""
+        tables = self._tables
+        for i in escaped.tolist():
+            over, key = self._varint(), int(route[i])
+            entry = int(tables.low_of[key]) - 1 - (over >> 1) if over & 1 else int(v[i]) + (over >> 1)
+            bits = int(tables.shift_of[key])
             if abs(entry) << bits > 4 * MAX_VALUE:
                 raise Corrupt(f"an escaped symbol is {entry} << {bits}, but {MAX_VALUE} is the limit; {_AGAIN}")
             v[i] = entry
-        if keys.shifted:
-            shift = tables.shift_of.take(keys.route, mode="clip")
+        if shifted:
+            shift = tables.shift_of.take(route, mode="clip")
             v <<= shift
-            shifted = np.flatnonzero(shift != 0)
-            if len(shifted):
-                v[shifted] |= self._raw(shift[shifted].astype(np.int64)).astype(np.int32)
-        v += keys.base
-        return v
+            places = np.flatnonzero(shift != 0)
+            if len(places):
+                v[places] |= self._raw(shift[places].astype(np.int64)).astype(np.int32)
 
     def _take_exceptions(self, values: NDArray[np.int32], certain: NDArray[np.intp]) -> None:
         count = self._varint()
@@ -340,17 +371,73 @@ class SymbolDecoder:
             raise Corrupt(f"the payload has {self._size} bytes but says nothing; {_AGAIN}")
 
 
+class TogetherSymbols:
+    """Takes segments out of several payloads under the same tables at once."""
+
+    def __init__(self, decoders: Sequence[SymbolDecoder]) -> None:
+        self._decoders = decoders
+        coders = [decoder._coder for decoder in decoders]
+        self._coding = np.array([coder is not None for coder in coders], np.bool_)
+        self._tables = decoders[0]._tables
+        self._lookup = lookup_of(self._tables)
+        self._coder = TogetherDecoder(self._tables.model, [coder for coder in coders if coder is not None])
+
+    def take(self, index: NDArray[np.uint8], mean: NDArray[np.int32] | None) -> NDArray[np.int32]:
+        """The values of the next segment of each payload: `index` and `mean` (None: all zero) are (payloads, n)."""
+        tables, count = self._tables, index.shape[1]
+        tables.check(index, mean)
+        values = np.zeros(index.shape, np.int32) if mean is None else (mean + 4) >> 3
+        coded = index != 0
+        counts = np.count_nonzero(coded, axis=1)
+        self._check_coders(counts)
+        (at,) = coded.reshape(-1).nonzero()
+        route = index.reshape(-1).take(at).astype(np.uint16) << 3
+        if mean is not None:
+            route |= (mean.reshape(-1).take(at) & 7).astype(np.uint16)
+        entries = self._coder.decode(self._lookup.route_tables.take(route), counts[self._coding])
+        v = entries.astype(np.int32)
+        (escaped,) = (entries == self._lookup.route_escapes.take(route)).nonzero()
+        v += tables.low_of.take(route)
+        shifted = bool(len(route)) and int(index.max()) >= tables.first_shifted
+        ends = np.cumsum(counts)
+        for i, decoder in enumerate(self._decoders):
+            if decoder._flagged and counts[i] < count:
+                decoder._take_exceptions(values[i], np.flatnonzero(~coded[i]))
+            first, last = int(ends[i] - counts[i]), int(ends[i])
+            mine = escaped[np.searchsorted(escaped, first) : np.searchsorted(escaped, last)] - first
+            if len(mine) or shifted:
+                decoder._take_rest(v[first:last], route[first:last], mine, shifted)
+        if mean is not None:
+            v += mean.reshape(-1).take(at) >> 3
+        values.reshape(-1)[at] = v
+        if values.size and (int(values.max()) > MAX_VALUE or int(values.min()) < -MAX_VALUE):
+            raise Corrupt(
+                f"a symbol lies between {values.min()} and {values.max()}; {MAX_VALUE} is the limit; {_AGAIN}"
+            )
+        return values
+
+    def _check_coders(self, counts: NDArray[np.int64]) -> None:
+        for decoder, coding, coded in zip(self._decoders, self._coding, counts.tolist(), strict=True):
+            if coded and not coding:
+                raise Corrupt(
+                    f"{coded} symbols are coded, but the payload of {decoder._size} bytes has no lanes; {_AGAIN}"
+                )
+            decoder._coded += coded
+
+    def close(self) -> None:
+        """After the last segment: as `SymbolDecoder.close`, of each."""
+        self._coder.finish()
+        for decoder in self._decoders:
+            decoder.close()
+
+
 def pack_bits(numbers: NDArray[np.int64], widths: NDArray[Any]) -> bytes:
     """Numbers of 0 to 32 bits each as one bit string, most significant bit first, zero-padded to a byte."""
     wide = widths.astype(np.int64)
-    ends = np.cumsum(wide)
-    total = int(ends[-1]) if len(ends) else 0
-    packed = np.zeros(-(-total // 8) + 5, np.uint8)
-    starts = ends - wide
-    window = numbers.astype(np.int64) << 40 - (starts & 7) - wide
-    for i in range(5):
-        np.add.at(packed, (starts >> 3) + i, (window >> 32 - 8 * i).astype(np.uint8))  # bits never overlap
-    return packed[: -(-total // 8)].tobytes()
+    most = int(wide.max(initial=0))
+    place = wide[:, None] - 1 - np.arange(most)  # of each bit in its number, the highest first
+    bits = numbers.astype(np.int64)[:, None] >> place.clip(0) & 1
+    return np.packbits(bits[place >= 0].astype(np.uint8)).tobytes()
 
 
 def unpack_bits(packed: NDArray[np.uint8], starts: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.int64]:

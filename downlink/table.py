@@ -69,6 +69,10 @@ class Located(NamedTuple):
     """Which of the certain symbols are not as expected."""
     exceptions: NDArray[np.int64]
     """Zigzag of value - expected, never 0."""
+    escaped: NDArray[np.intp]
+    """Which of the coded symbols escape, …"""
+    shifted: NDArray[np.intp]
+    """… and which have raw bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +141,7 @@ class Tables:
         return np.repeat(self.shift, FRACTIONS)
 
     @cached_property
-    def _first_shifted(self) -> int:
+    def first_shifted(self) -> int:
         """The smallest scale index with raw bits."""
         shifted = self.shift[1:] > 0
         return 1 + int(shifted.argmax()) if shifted.any() else self.scales
@@ -147,18 +151,24 @@ class Tables:
         """Ideal bits of each flat entry."""
         return np.asarray(np.log2(TOTAL) - np.log2(np.maximum(self.frequencies, 1).reshape(-1)), np.float32)
 
+    def check(self, index: NDArray[np.uint8], mean: NDArray[np.int32] | None) -> None:
+        """Refuse contexts that cannot be: BundleError for a scale index without tables, TooLarge for a mean out of
+        range."""
+        if index.size and int(index.max()) >= self.scales:
+            raise BundleError(
+                f"the prior asks for scale {index.max()}, but tables.bin has 0 to {self.scales - 1}; rebuild the bundle"
+            )
+        if mean is not None:
+            _check_range("mean", mean, MAX_MEAN)
+
     def keys(self, index: NDArray[np.uint8], mean: NDArray[np.int32]) -> Keys:
         """What each symbol is coded with. Both sides call it, so both refuse the same contexts."""
         if index.ndim != 1 or index.shape != mean.shape:
             raise ValueError(f"index has shape {index.shape}, mean {mean.shape}: both must be flat and equally long")
         if len(index) == 0:
             return Keys(None, np.empty(0, np.int32), np.empty(0, np.intp), False)
+        self.check(index, mean)
         top = int(index.max())
-        if top >= self.scales:
-            raise BundleError(
-                f"the prior asks for scale {top}, but tables.bin has 0 to {self.scales - 1}; rebuild the bundle"
-            )
-        _check_range("mean", mean, MAX_MEAN)
         certain = None
         coded = index != 0
         if not coded.all():
@@ -166,7 +176,7 @@ class Tables:
             index, mean = index[coded], mean[coded]
         mean = mean.astype(np.int32, copy=False)
         route = ((index.astype(np.int32) << 3) | (mean & 7)).astype(np.intp)
-        return Keys(certain, mean >> 3, route, top >= self._first_shifted)
+        return Keys(certain, mean >> 3, route, top >= self.first_shifted)
 
     def locate(self, values: NDArray[np.int32], index: NDArray[np.uint8], mean: NDArray[np.int32]) -> Located:
         """What the stream carries for these symbols."""
@@ -184,7 +194,7 @@ class Tables:
             exceptions = exceptions << 1 ^ exceptions >> 63
             values = values[~keys.certain]
         v = values - keys.base
-        raw, widths = np.empty(0, np.int64), np.empty(0, np.uint8)
+        raw, widths, shifted = np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.intp)
         if keys.shifted:
             shift = self.shift_of.take(keys.route, mode="clip")
             shifted = np.flatnonzero(shift != 0)
@@ -200,7 +210,7 @@ class Tables:
         entries = self.table_of.take(keys.route, mode="clip")
         entries <<= 8
         entries += entry
-        return Located(entries, over, raw, widths, certain, ranks, exceptions)
+        return Located(entries, over, raw, widths, certain, ranks, exceptions, escaped, shifted)
 
     def cost_bits(self, values: NDArray[np.int32], index: NDArray[np.uint8], mean: NDArray[np.int32]) -> float:
         """Estimated bits of these symbols, without the few bytes that a payload costs by itself."""
@@ -336,7 +346,7 @@ def _check_size(tables: int, scales: int) -> None:
 
 
 def _check_range(what: str, numbers: NDArray[Any], bound: int) -> None:
-    if len(numbers) and (int(numbers.max()) > bound or int(numbers.min()) < -bound):
+    if numbers.size and (int(numbers.max()) > bound or int(numbers.min()) < -bound):
         raise TooLarge(f"a {what} lies between {numbers.min()} and {numbers.max()}; {bound} either way is the limit")
 
 

@@ -17,16 +17,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from downlink.context import COMPAND_TABLE, ENERGY_DECAY, compand, near, slopes, steepness, turned
+from downlink.context import COMPAND_TABLE, ENERGY_DECAY, NEAR_LIMIT, compand, slopes, steepness, turned
 from downlink.dct import ROOT, ROOT_CHANNELS, SUBBANDS, root_means, subband
 from downlink.prior import FLAG, Prior, Symbols, mean_of
-from downlink.quarter import PHASES, PLACES, Magnitudes, Order, Shape, around, inner, smooth, split
+from downlink.quarter import PHASES, Magnitudes, Order, Shape, around, inner, neighbours, scatter, smooth, split
 
 TILES_AT_ONCE = 4
 """Tiles that pass a network together: what it works on stays in the cache."""
 _EARLIER = SUBBANDS[-2]
 """Channels that the last subband knows of."""
-_SMALL = COMPAND_TABLE[:256].astype(np.uint8).tobytes()
+_OF_BYTES = COMPAND_TABLE[np.abs(np.arange(256).astype(np.int8).astype(np.int64))].astype(np.uint8).tobytes()
+"""Companded magnitude of each int8, by its byte."""
 _DECAY = np.int16(ENERGY_DECAY)
 
 Floats = NDArray[np.float32]
@@ -56,8 +57,8 @@ class Guide(Protocol):
     def hyper(self, planes: range) -> Symbols:
         """Hyper-latents (planes, tiles, hyper_latents, h/4, w/4); asked after `begin` of a block of subband 0."""
 
-    def settle(self, group: int, plane: int, phase: int, index: Index, mean: Symbols | None) -> Symbols:
-        """The symbols of a stop, of which the prior expects these scale indices and means (None: all zero)."""
+    def settle(self, group: int, plane: int, phase: int, index: Index, mean: Symbols | None) -> NDArray[Any]:
+        """The symbols of a stop, int32 or, where all fit, int8, of which the prior expects these scale indices and means (None: all zero)."""
 
     def end(self, group: int, block: int) -> None:
         """A chunk ends."""
@@ -158,22 +159,35 @@ class Walk:
         features = (self._fine if group else self._coarse)[plane]
         for phase, quarters in enumerate(PHASES):
             if group == 0:
-                predicted, spread = self._near(plane)
+                predicted, spread = self._near(plane, phase)
                 beside = [compand(predicted >> 3), spread]
             index, mean = self._expect(group, plane, phase, still, own, [*beside, features], predicted)
             values = guide.settle(group, plane, phase, index, mean)
             own[quarters, :, :, 1:-1, :-1] = magnitudes(values).transpose(2, 0, 1, 3, 4)
             if group == 0:
-                _scatter(values, quarters, self.root[plane])
+                scatter(values, phase, self.root[plane])
         return own
 
-    def _near(self, plane: int) -> tuple[Symbols, NDArray[np.int16]]:
-        """What neighbours of earlier phases predict of the root's first channel; symbols of later ones are zero."""
-        shape = (4, self.tiles, 1, self.small.rows, self.small.stride)
-        predicted, spread = np.zeros(shape, np.int32), np.zeros(shape, np.int16)
-        average, width = near(self.root[plane, :, :1])
-        split(average, predicted)
-        split(width, spread)
+    def _near(self, plane: int, phase: int) -> tuple[Symbols, NDArray[np.int16]]:
+        """What neighbours of earlier phases predict of the root's first channel: `downlink.context.near`."""
+        shape = self.small
+        predicted = np.zeros((4, self.tiles, 1, shape.rows, shape.stride), np.int32)
+        spread = np.zeros(predicted.shape, np.int16)
+        if phase == 0:
+            return predicted, spread
+        values = np.clip(self.root[plane, :, :1], -NEAR_LIMIT // 8, NEAR_LIMIT // 8)
+        found = []
+        for fill in (0, -NEAR_LIMIT, NEAR_LIMIT):
+            padded = np.full((4, self.tiles, 1, shape.rows + 2, shape.stride), fill, np.int32)
+            split(values, inner(padded))
+            found.append(neighbours(padded, phase))
+        there = shape.blank(1, 1)
+        split(np.ones((1, 1, *shape), np.int16), inner(there))
+        count = sum(neighbours(there, phase))
+        total, highest, lowest = sum(found[0]), np.maximum.reduce(found[1]), np.minimum.reduce(found[2])
+        quarters = PHASES[phase]
+        predicted[quarters] = total * 8 // np.maximum(1, count)
+        spread[quarters] = compand(np.where(count > 0, highest - lowest, 0))
         return predicted, spread
 
     def _expect(
@@ -230,18 +244,8 @@ def _channels(group: int) -> int:
     return at.stop - at.start if group else ROOT_CHANNELS
 
 
-def magnitudes(symbols: Symbols) -> Magnitudes:
+def magnitudes(symbols: NDArray[Any]) -> NDArray[Any]:
     """Companded magnitudes of symbols."""
-    absolute = np.abs(symbols)
-    if absolute.size and int(absolute.max()) > 255:
-        return compand(absolute)
-    flat = absolute.astype(np.uint8).tobytes().translate(_SMALL)
-    return np.frombuffer(flat, np.uint8).reshape(symbols.shape).astype(np.int16)
-
-
-def _scatter(values: Symbols, quarters: slice, out: Symbols) -> None:
-    """Symbols of a phase (tiles, channels, quarters, rows, columns) -> their places in (tiles, channels, h, w)."""
-    for place, quarter in enumerate(range(quarters.start, quarters.stop)):
-        down, across = PLACES[quarter]
-        part = out[..., down::2, across::2]
-        part[...] = values[:, :, place, : part.shape[-2], : part.shape[-1]]
+    if symbols.dtype != np.int8:
+        return compand(np.abs(symbols))
+    return np.frombuffer(symbols.tobytes().translate(_OF_BYTES), np.uint8).reshape(symbols.shape)

@@ -38,7 +38,9 @@ def _words() -> bytes:
     coding = b"\x97" + _text("planes") + b"\xcd\x01\x00\x0c\x0c\x04"
     settings = b"".join(b"\x81" + _text(name) for name in ("psnr_db", "bits_per_sample", "quality"))
     for kind in ("bands", "shared", "none"):  # codings and settings as manifests end with them
-        out += _text("uint8") + _text("int16") + _text("uint16") + coding + _text(kind) + settings
+        out += _text("uint8") + _text("int16") + _text("uint16")
+        out += b"\x97" + _text("planes") + b"\xcd\x01\x00\x0c\x0c\x04" + _text(kind)
+        out += b"".join(b"\x81" + _text(target) for target in ("psnr_db", "bits_per_sample", "quality"))
     return out + b"\xc0\xc0\xc0" + _text("universal") + b"\x91\x97" + _text("planes") + b"\xc4\x20"
 
 

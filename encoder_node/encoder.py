@@ -7,6 +7,7 @@ the integer prior, which the bundle's self-test checks on this machine when it i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from downlink import dct, selftest
 from downlink.bundle import Bundle
+from downlink.errors import BundleError
+from downlink.context import LEVEL_ZERO, LEVELS_PER_OCTAVE
 from downlink.latent import TileCode, TileSymbols
 from downlink.prior import FEATURES, GRAPHS, Prior
 from downlink.spec import plane_spec
@@ -26,6 +29,8 @@ PLANES_AT_ONCE = 16
 """Planes of a tile that pass the network together: bounds memory for hundreds of bands at no loss of speed."""
 SYMBOL_LIMIT = 1 << 20
 HYPER = "encoder.onnx"
+SIGNED = 4
+"""Channels whose signs the hyper-latents' network sees."""
 
 Floats = NDArray[np.float32]
 
@@ -36,6 +41,22 @@ def _session(bundle: Bundle, name: str, threads: int) -> onnxruntime.InferenceSe
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(bundle.file(name), options, providers=["CPUExecutionProvider"])
+
+
+def loudness(planes: Floats, levels: NDArray[np.uint8]) -> Floats:
+    """What the hyper-latents are made from: log2(1 + |x|) of coefficients (tiles, planes, 64, h, w), the first four with
+    their signs again, and what the planes' `levels` (planes, 4) lead to expect: (tiles * planes, 72, h, w)."""
+    tiles, count, channels, height, width = planes.shape
+    out = np.empty((tiles, count, channels + SIGNED + len(dct.SUBBANDS), height, width), np.float32)
+    loud = out[:, :, :channels]
+    np.abs(planes, out=loud)
+    loud += 1
+    np.log(loud, out=loud)
+    loud *= np.float32(1 / math.log(2))
+    np.copysign(loud[:, :, :SIGNED], planes[:, :, :SIGNED], out=out[:, :, channels : channels + SIGNED])
+    expected = (levels.astype(np.float32) - LEVEL_ZERO) * (0.25 / LEVELS_PER_OCTAVE)
+    out[:, :, channels + SIGNED :] = expected[:, :, None, None]
+    return out.reshape(tiles * count, -1, height, width)
 
 
 class Analysed(NamedTuple):
@@ -54,6 +75,11 @@ class PlaneEncoder:
         self.spec = plane_spec(bundle.parameters)
         self.tables = Tables.unpack(bundle.file("tables.bin"))
         self._sessions = {name: _session(bundle, name, threads) for name in (HYPER, FEATURES, *GRAPHS)}
+        taken = [value.name for value in self._sessions[HYPER].get_inputs()]
+        if taken != ["known"]:
+            raise BundleError(
+                f"bundle {bundle.name}: {HYPER} takes {', '.join(taken)}, this program gives it known; export it again"
+            )
         self.prior = Prior(self._run)
         selftest.check(self.spec, self.tables, self.prior, bundle.file("selftest.json"), bundle.name)
 
@@ -66,8 +92,11 @@ class PlaneEncoder:
         ]
         return parts[0] if len(parts) == 1 else [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
-    def decide(self, planes: Floats, code: TileCode, cores: Sequence[tuple[int, int]]) -> Decision:
-        """Coefficients (tiles, planes, 64, h, w) in steps -> what is sent of tiles of one size. Changes `planes`.
+    def decide(
+        self, planes: Floats, code: TileCode, cores: Sequence[tuple[int, int]], measures: bool = True
+    ) -> Decision:
+        """Coefficients (tiles, planes, 64, h, w) in steps -> what is sent of tiles of one size, and, if it `measures`, the
+        error that makes. Changes `planes`.
 
         `cores` are the (height, width) in pixels that matter: latents wholly beyond them are zeros, which cost next to
         nothing; block means there continue the edge, which costs less than a jump.
@@ -78,12 +107,11 @@ class PlaneEncoder:
             tile[:, 1:, down:] = 0
             tile[:, 1:, :, across:] = 0
         np.clip(planes, np.float32(-SYMBOL_LIMIT), np.float32(SYMBOL_LIMIT), out=planes)
-        level = np.tile(code.levels.astype(np.float32)[:, :, None, None], (tiles, 1, 1, 1))
-        flat = planes.reshape(tiles * count, dct.CHANNELS, height, width)
-        (hyper,) = self._run(HYPER, {"coefficients": flat, "level": level})
-        root = dct.root_forward(flat[:, 0]).reshape(tiles, count, dct.ROOT_CHANNELS, *hyper.shape[-2:])
-        whole = np.rint(hyper).astype(np.int32).reshape(tiles, count, *hyper.shape[1:])
-        return Decision(root, planes, whole, code, self.prior, self.effort)
+        hypers = [self._run(HYPER, {"known": loudness(tile[None], code.levels)})[0] for tile in planes]
+        whole = np.rint(np.stack(hypers)).astype(np.int32)
+        root = dct.root_forward(planes[:, :, 0].reshape(tiles * count, height, width))
+        root = root.reshape(tiles, count, *root.shape[1:])
+        return Decision(root, planes, whole, code, self.prior, self.effort, measures)
 
     def analyse(self, planes: Floats, code: TileCode, core: tuple[int, int]) -> Analysed:
         """`decide` for one tile: its symbols, from coefficients (planes, 64, h, w) in steps."""

@@ -48,11 +48,11 @@ RATE_ROUNDS = 4
 MANIFEST_BYTES = 256
 """About what a manifest takes."""
 
-TILES_AT_ONCE = 4
+TILES_AT_ONCE = 8
 """Tiles of a row that are analysed together …"""
-PLANE_TILES_AT_ONCE = 64
+PLANE_TILES_AT_ONCE = 96
 """… but no more than so many planes in all, so that hundreds of bands stay in bounded memory."""
-SYMBOLS_AT_ONCE = 1 << 24
+SYMBOLS_AT_ONCE = 1 << 23
 """Symbols that wait for the entropy coder: chunks of many tiles are coded side by side."""
 
 Progress = Callable[[int, int], None]
@@ -81,11 +81,16 @@ class _LatticeEncoder:
     def _code(self, front_end: FrontEnd, planes_per_chunk: int) -> TileCode:
         return TileCode(self.encoder.spec, self.encoder.tables, front_end.levels, front_end.turn, planes_per_chunk)
 
-    def _decide(self, tiles: Sequence[TilePixels], front_end: FrontEnd, code: TileCode, step: float) -> Decision:
+    def _decide(
+        self, tiles: Sequence[TilePixels], front_end: FrontEnd, code: TileCode, step: float, measures: bool
+    ) -> Decision:
         """Symbols of tiles of one coded size."""
         mean = front_end.mean.astype(np.float32)
-        planes = np.stack([front_end.forward(tile.coefficients(mean), step) for tile in tiles])
-        return self.encoder.decide(planes, code, [(t.tile.window.height, t.tile.window.width) for t in tiles])
+        height, width = (side // BLOCK for side in tiles[0].tile.coded)
+        planes = np.empty((len(tiles), front_end.planes, CHANNELS, height, width), np.float32)
+        for tile, out in zip(tiles, planes, strict=True):
+            front_end.forward(tile.coefficients(mean), step, out)
+        return self.encoder.decide(planes, code, [(t.tile.window.height, t.tile.window.width) for t in tiles], measures)
 
     def estimate(self, step: float) -> tuple[float, float]:
         """(bits, squared error in DN squared, summed over samples) that the whole lattice takes at this step, from
@@ -96,7 +101,7 @@ class _LatticeEncoder:
         pixels = 0
         for number in self.reader.sample_tiles(RATE_TILES):
             tile = self.reader.one(number)
-            decided = self._decide([tile], front_end, code, step)
+            decided = self._decide([tile], front_end, code, step, True)
             tile_cost = decided.bits(0)
             bits += tile_cost + 8 * OVERHEAD_BYTES_PER_CHUNK * GROUPS
             samples = tile.tile.window.samples * len(self.reader.lattice.members)
@@ -147,8 +152,8 @@ class _LatticeEncoder:
         for row in range(self.reader.tiles.rows):
             for tiles in self._together(self.reader.row(row), front_end.planes):
                 for tile in tiles:
-                    masks.put(tile.number, tile.nodata())
-                decided = self._decide(tiles, front_end, code, step)
+                    mode = self._put_mask(tile, mode, spool)
+                decided = self._decide(tiles, front_end, code, step, False)
                 for tile, encoders in zip(tiles, decided.encoders, strict=True):
                     waiting |= {
                         ChunkKey(Kind.LATENT, grid, tile.number, group, number): encoder

@@ -8,17 +8,19 @@ it adds. So one pass over the prior decides and codes. The bits are those of the
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from downlink.dct import CHANNELS, ROOT_CHANNELS, subband
 from downlink.latent import TileCode, TileSymbols
-from downlink.lookup import Lookup
+from downlink.lookup import COLUMNS, REACH, Lookup
 from downlink.prior import Prior, Symbols
-from downlink.quarter import PHASES, PLACES
-from downlink.symbol import SymbolEncoder, lookup_of
+from downlink.quarter import gather, scatter
+from downlink.symbol import Segments, SymbolEncoder, add_codes_together, lookup_of
+from downlink.table import FRACTIONS
 from downlink.walk import Index, Walk
 
 Effort = Literal["fast", "best"]
@@ -27,6 +29,8 @@ DEAD_ZONE = 0.6
 """Magnitude below which the fast effort takes a latent for zero: about what refinement would do at low rates."""
 
 Floats = NDArray[np.float32]
+Integers = NDArray[Any]
+"""Symbols: int8 where they all fit, else int32."""
 
 
 class Decision:
@@ -34,19 +38,28 @@ class Decision:
 
     `root` (tiles, planes, 16, h/4, w/4) and `latent` (tiles, planes, 64, h, w) are exact, in steps; `hyper` (tiles,
     planes, hyper_latents, h/4, w/4) is decided. Afterwards `encoders` holds what makes the chunks of each tile, by
-    (group, block), and `errors` the squared rounding error of each tile's symbols, in steps squared.
+    (group, block), and, if it `measures`, `errors` the squared rounding error of each tile's symbols, in steps squared.
     """
 
     def __init__(
-        self, root: Floats, latent: Floats, hyper: Symbols, code: TileCode, prior: Prior, effort: Effort
+        self,
+        root: Floats,
+        latent: Floats,
+        hyper: Symbols,
+        code: TileCode,
+        prior: Prior,
+        effort: Effort = "best",
+        measures: bool = True,
     ) -> None:
         self._root, self._latent, self._hyper, self._code = root, latent, hyper, code
         self._lookup: Lookup = lookup_of(code.tables)
-        self._price = np.float32(code.spec.bit_price)
-        self._refines = code.spec.bit_price > 0 and effort == "best"
-        self._dead_zone = np.float32(DEAD_ZONE if code.spec.bit_price > 0 else 0.0)
+        price = code.spec.bit_price
+        self._price = np.float32(price if effort == "best" else 0.0)
+        self._dead_zone = np.float32(DEAD_ZONE if price and effort == "fast" else 0.0)
+        self._bounds = _bounds(self._lookup, price)
+        self._measures = measures
         self._walk = Walk(code, prior, len(latent), *latent.shape[-2:])
-        self._found: dict[tuple[int, int, int], Symbols] = {}
+        self._found: dict[tuple[int, int, int], Integers] = {}
         self._open: list[SymbolEncoder] = []
         self.encoders: list[dict[tuple[int, int], SymbolEncoder]] = [{} for _ in latent]
         self.errors = np.zeros(len(latent))
@@ -67,19 +80,19 @@ class Decision:
     def hyper(self, planes: range) -> Symbols:
         return self._hyper[:, planes.start : planes.stop].swapaxes(0, 1)
 
-    def settle(self, group: int, plane: int, phase: int, index: Index, mean: Symbols | None) -> Symbols:
+    def settle(self, group: int, plane: int, phase: int, index: Index, mean: Symbols | None) -> Integers:
         exact = self._exact(group, plane, phase, index.shape)
         nearest = np.rint(exact)
-        if not self._refines and self._dead_zone:
+        if self._dead_zone:
             nearest[np.abs(exact) < self._dead_zone] = 0
-        symbols = nearest.astype(np.int32)
-        if self._refines:
+        fits = nearest.size == 0 or (float(nearest.max()) < REACH and float(nearest.min()) > -REACH)
+        symbols: Integers = nearest.astype(np.int8 if fits else np.int32)
+        if self._price:
             self._lower(exact, symbols, index, mean)
-            np.subtract(exact, symbols, out=exact)
-        else:
-            exact -= nearest
-        flat = exact.reshape(len(exact), -1)
-        self.errors += np.einsum("ij,ij->i", flat, flat)
+        if self._measures:
+            exact -= symbols
+            flat = exact.reshape(len(exact), -1)
+            self.errors += np.einsum("ij,ij->i", flat, flat)
         self._write(group, phase, symbols, index, mean)
         self._found[group, plane, phase] = symbols
         return symbols
@@ -91,40 +104,38 @@ class Decision:
     def _exact(self, group: int, plane: int, phase: int, shape: tuple[int, ...]) -> Floats:
         """Exact values of a stop; zero beyond the edge of a grid of odd size."""
         natural = self._latent[:, plane, subband(group)] if group else self._root[:, plane]
-        out = np.zeros(shape, np.float32)
-        for place, quarter in enumerate(range(PHASES[phase].start, PHASES[phase].stop)):
-            down, across = PLACES[quarter]
-            part = natural[..., down::2, across::2]
-            out[:, :, place, : part.shape[-2], : part.shape[-1]] = part
+        out = (np.empty if group else np.zeros)(shape, np.float32)
+        gather(natural, phase, out)
         return out
 
-    def _lower(self, exact: Floats, symbols: Symbols, index: Index, mean: Symbols | None) -> None:
-        """Move symbols one step closer to zero where that is worth it."""
+    def _lower(self, exact: Floats, symbols: Integers, index: Index, mean: Symbols | None) -> None:
+        """Move symbols one step closer to zero where that is worth it: where the exact magnitude is below that at which
+        bits saved, times their price, are the error added."""
         flat = symbols.reshape(-1)
-        at = np.flatnonzero(flat)
-        value, scale = flat[at], index.reshape(-1)[at]
-        centre = None if mean is None else mean.reshape(-1)[at]
-        sign = np.sign(value)
-        lower = value - sign
-        costs = (self._lookup.plain_costs if mean is None else self._lookup.costs).reshape(-1)
-        saved = costs.take(self._lookup.keys(value, scale, centre))
-        saved -= costs.take(self._lookup.keys(lower, scale, centre))
-        saved *= self._price
-        added = (exact.reshape(-1)[at] - value) * (2 * sign)
-        added += 1
-        flat[at] = np.where(saved > added, lower, value)
+        (at,) = (flat != 0).nonzero()
+        if not len(at):
+            return
+        value, scale = flat.take(at), index.reshape(-1).take(at)
+        there = np.abs(exact.reshape(-1).take(at))
+        if mean is None:
+            bound = self._bounds.take(self._lookup.keys(value, scale, None), mode="clip")
+        else:
+            centre, costs = mean.reshape(-1).take(at), self._lookup.costs.reshape(-1)
+            saved = costs.take(self._lookup.keys(value, scale, centre))
+            saved -= costs.take(self._lookup.keys(value - np.sign(value), scale, centre))
+            bound = np.abs(value) + (saved * self._price - 1) / 2
+        lower = there < bound
+        flat[at] = value - np.sign(value) * lower.view(np.int8)
 
-    def _write(self, group: int, phase: int, symbols: Symbols, index: Index, mean: Symbols | None) -> None:
-        order = self._walk.orders(group)
-        codes = order.stream(phase, self._lookup.codes_of(symbols, index, mean)).reshape(len(symbols), -1)
-        rare = (codes == self._lookup.rare).any(axis=1)
-        for tile, (encoder, one) in enumerate(zip(self._open, codes, strict=True)):
-            if rare[tile]:
-                values, scales = (order.stream(phase, a[tile]).ravel() for a in (symbols, index))
-                means = None if mean is None else order.stream(phase, mean[tile]).ravel()
-                encoder.add_codes(one, values, scales, means)
-            else:
-                encoder.add_plain_codes(one)
+    def _write(self, group: int, phase: int, symbols: Integers, index: Index, mean: Symbols | None) -> None:
+        order, tiles = self._walk.orders(group), len(symbols)
+        codes = order.stream(phase, self._lookup.codes_of(symbols, index, mean)).reshape(tiles, -1)
+
+        def segments() -> Segments:
+            values, scales = (order.stream(phase, part).reshape(tiles, -1) for part in (symbols, index))
+            return values, scales, None if mean is None else order.stream(phase, mean).reshape(tiles, -1)
+
+        add_codes_together(self._open, codes, segments)
 
     def bits(self, tile: int) -> float:
         """Estimated bits of a tile's chunks, without the few bytes that each costs by itself."""
@@ -136,15 +147,19 @@ class Decision:
         root = np.zeros((planes, ROOT_CHANNELS, height // 4, width // 4), np.int32)
         latent = np.zeros((planes, CHANNELS, height, width), np.int32)
         for (group, plane, phase), values in self._found.items():
-            out = latent[plane, subband(group)] if group else root[plane]
-            for place, quarter in enumerate(range(PHASES[phase].start, PHASES[phase].stop)):
-                down, across = PLACES[quarter]
-                part = out[..., down::2, across::2]
-                part[...] = values[tile, :, place, : part.shape[-2], : part.shape[-1]]
+            scatter(values[tile], phase, latent[plane, subband(group)] if group else root[plane])
         return TileSymbols(root, latent, self._hyper[tile])
+
+
+@lru_cache(maxsize=8)
+def _bounds(lookup: Lookup, price: float) -> Floats:
+    """Magnitude below which a symbol whose mean is zero is better one step closer to zero, by key."""
+    v = np.abs(np.arange(COLUMNS).astype(np.int8).astype(np.float32))
+    bounds = v + (lookup.savings[::FRACTIONS] * np.float32(price) - 1) / 2
+    return np.ascontiguousarray(bounds, np.float32).reshape(-1)
 
 
 def refine(root: Floats, latent: Floats, hyper: Symbols, code: TileCode, prior: Prior) -> TileSymbols:
     """Symbols of one tile for its exact `root` (planes, 16, h/4, w/4) and `latent` (planes, 64, h, w), given its
     hyper-latents."""
-    return Decision(root[None], latent[None], hyper[None], code, prior, "best").symbols(0)
+    return Decision(root[None], latent[None], hyper[None], code, prior).symbols(0)

@@ -12,6 +12,7 @@ file is optional and all of it may be left out; what it repeats (sizes, dtype) m
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from tokenize import TokenError
 from typing import Literal
@@ -26,6 +27,8 @@ from downlink.tile import Window
 from encoder_node.source import Pixels, check_window, native
 from encoder_node.source_facts import carry_tags, check_dtypes, nodata_value
 
+MAP_BYTES = 32 << 20
+"""What may be read of a mapped file before its pages are given back."""
 _SIDE_CAR_BYTES_MAX = 1 << 20  # far above any: 512 bands with long names take some 50 KiB
 
 
@@ -58,13 +61,25 @@ class ArraySource:
         self.scene = scene
         self.notes = notes
         self._pixels = pixels
+        self._map: mmap.mmap | None = getattr(pixels, "_mmap", None)
+        self._since = 0
 
     def read(self, grid: int, window: Window) -> Pixels:
         if grid != 0:
             raise IndexError(f"grid {grid} of a scene of 1")
         check_window(window, self._pixels.shape[1], self._pixels.shape[2])
         rows, cols = window.slices
-        return native(self._pixels[:, rows, cols])
+        pixels = native(self._pixels[:, rows, cols])
+        self._let_go(pixels.nbytes)
+        return pixels
+
+    def _let_go(self, size: int) -> None:
+        """Give back, now and then, the pages of the map that were read: else all of a large file counts as this process's
+        memory."""
+        self._since += size
+        if self._map is not None and self._since > MAP_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._since = 0
 
     def close(self) -> None:
         self._pixels = np.empty((0, 0, 0), self._pixels.dtype)

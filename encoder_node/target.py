@@ -125,8 +125,8 @@ def rate_slope(bits_per_sample: float) -> float:
 
 
 def secant(before: tuple[float, float] | None, now: tuple[float, float], otherwise: float) -> float:
-    """How many octaves the excess falls when the step grows by one, from two (log2 step, excess); `otherwise` where they
-    do not say."""
+    """How many octaves the excess falls when the step grows by one, from two (log2 step, excess); `otherwise` where
+    they do not say."""
     if before is None or abs(now[0] - before[0]) < 1e-4:
         return otherwise
     slope = (before[1] - now[1]) / (now[0] - before[0])

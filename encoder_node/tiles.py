@@ -25,6 +25,9 @@ SAMPLE_WINDOWS = 16
 """Windows that statistics are taken from: 16 x 256 x 256 pixels settle a covariance of hundreds of bands."""
 SAMPLE_VALUES = 1 << 20
 """Values (pixels x bands) taken from one window."""
+READ_BYTES = 24 << 20
+"""What is read of a row of tiles at once: memory stays flat however wide a scene is, and files that store whole lines are
+not read more often than need be."""
 ROWS_AT_ONCE = 384
 """Rows of a grid read at once when a coarse lattice picks every sixth of them."""
 
@@ -96,6 +99,14 @@ class TilePixels:
         return fill_holes(values, hole, mean) if hole.any() else values
 
 
+def _spaced(index: NDArray[np.intp]) -> slice | NDArray[np.intp]:
+    """The same places as a slice, if they are evenly spaced: edge pixels repeat."""
+    step = int(index[1] - index[0]) if len(index) > 1 else 1
+    if step > 0 and bool((np.diff(index) == step).all()):
+        return slice(int(index[0]), int(index[-1]) + 1, step)
+    return index
+
+
 class LatticeReader:
     """Reads one lattice of a source by rows of tiles, and windows of it for statistics."""
 
@@ -137,8 +148,7 @@ class LatticeReader:
         rows, cols = rows.clip(0, shape[1] - 1), cols.clip(0, shape[2] - 1)
         block = self.lattice.unit * member.factor // member.pixel  # grid pixels that one native sample covers
         left, right = int(cols[0]), min(int(cols[-1]) + block, shape[2])
-        straight = np.array_equal(cols, np.arange(left, right))  # as many is not enough: edge pixels repeat
-        out = np.empty((len(bands), len(rows), len(cols)), self.source.scene.grids[grid].dtype)
+        out: Pixels | None = None
         done = 0
         while done < len(rows):
             top = int(rows[done])
@@ -146,35 +156,46 @@ class LatticeReader:
             part = rows[done : done + count]
             bottom = min(int(part[-1]) + block, shape[1])
             pixels = self.source.read(grid, Window(top, left, bottom - top, right - left))
-            if len(bands) < shape[0]:
+            if bands != list(range(shape[0])):
                 pixels = pixels[bands]
             if block > 1:
                 self._check_repeats(pixels, member, top, left)
-            if not np.array_equal(part, np.arange(top, bottom)):
-                pixels = pixels[:, part - top]
-            out[:, done : done + count] = pixels if straight else pixels[:, :, cols - left]
+            pixels = pixels[:, _spaced(part - top)][:, :, _spaced(cols - left)]
+            if count == len(rows):
+                return pixels
+            if out is None:
+                out = np.empty((len(bands), len(rows), len(cols)), pixels.dtype)
+            out[:, done : done + count] = pixels
             done += count
+        assert out is not None
         return out
 
     def _check_repeats(self, pixels: Pixels, member: Member, top: int, left: int) -> None:
         """Every native sample must show the same value in all pixels that it covers."""
         rows = sample_index(self.lattice, member, top, pixels.shape[1], True)
         cols = sample_index(self.lattice, member, left, pixels.shape[2], False)
-        same_row, same_col = rows[1:] == rows[:-1], cols[1:] == cols[:-1]
-        if (pixels[:, 1:][:, same_row] != pixels[:, :-1][:, same_row]).any():
-            raise NotRepeated
-        if (pixels[:, :, 1:][:, :, same_col] != pixels[:, :, :-1][:, :, same_col]).any():
-            raise NotRepeated
+        for index, turned in ((rows, pixels.swapaxes(0, 1)), (cols, pixels.transpose(2, 0, 1))):
+            (repeated,) = (index[1:] == index[:-1]).nonzero()
+            every = self.lattice.unit * member.factor // member.pixel
+            for first in range(min(every, len(repeated))):  # evenly spaced ones together
+                later = repeated[repeated % every == repeated[first] % every] + 1
+                if (turned[_spaced(later)] != turned[_spaced(later - 1)]).any():
+                    raise NotRepeated
 
     def row(self, row: int) -> Iterator[TilePixels]:
-        """The tiles of one row of tiles, from one strip read."""
-        first = self.tiles.tile(self.tiles.number(row, 0))
-        last = self.tiles.tile(self.tiles.number(row, self.tiles.cols - 1))
-        full, half = self._read(first.window.row, 0, first.coded[0], last.window.col + last.coded[1])
-        for number in self.tiles.row_tiles(row):
-            tile = self.tiles.tile(number)
-            start, stop = tile.window.col, tile.window.col + tile.coded[1]
-            yield TilePixels(number, tile, self.lattice, full[:, :, start:stop], half[:, :, start // 2 : stop // 2])
+        """The tiles of one row of tiles, read several at once."""
+        numbers = self.tiles.row_tiles(row)
+        lines = self.tiles.tile(numbers[0]).coded[0]
+        width = READ_BYTES // (lines * max(1, len(self.lattice.members)) * np.dtype(self.grid.dtype).itemsize)
+        at_once = max(1, width // self.tiles.core)
+        for start in range(0, len(numbers), at_once):
+            tiles = [self.tiles.tile(number) for number in numbers[start : start + at_once]]
+            left, right = tiles[0].window.col, tiles[-1].window.col + tiles[-1].coded[1]
+            full, half = self._read(tiles[0].window.row, left, lines, right - left)
+            for number, tile in zip(numbers[start : start + at_once], tiles, strict=True):
+                first, last = tile.window.col - left, tile.window.col - left + tile.coded[1]
+                whole, coarse = full[:, :, first:last], half[:, :, first // 2 : last // 2]
+                yield TilePixels(number, tile, self.lattice, whole, coarse)
 
     def one(self, number: int) -> TilePixels:
         """A single tile."""

@@ -83,7 +83,9 @@ class Variant:
 
 VARIANTS = (
     Variant("one-klt", "a KLT per subband (one for all instead)", lambda: _partition(0)),
-    Variant("four-klts", "choosing how many KLTs (always four instead)", lambda: _partition(len(PARTITIONS) - 1)),
+    Variant(
+        "four-klts", "choosing per scene how many KLTs (always four instead)", lambda: _partition(len(PARTITIONS) - 1)
+    ),
     Variant("as-stored", "native resolution (repeated pixels coded as they are stored instead)", _as_stored),
     Variant("plain-rounding", "rate-distortion optimised quantisation (nearest integer instead)", _plain_rounding),
     Variant("no-synthesis", "the learned synthesis (inverse transform alone instead)", _no_synthesis),

@@ -27,20 +27,21 @@ from downlink.chunk import ChunkList
 from downlink.errors import LinkError
 from downlink.frame import FRAME_CHUNKS_MAX, GROUP_CHUNKS, OPEN_SCENES_MAX, REVISION, SceneState, State
 from downlink.framing import edge_frame
-from downlink.manifest import Manifest
+from downlink.manifest import VERSION, Manifest
 from downlink.session import GroundSession
 from downlink.wire import link_pb2 as pb
 from tests.streams import Stream, stream
 
 SLACK_MIB = 64  # per stream …
 BATCH_MIB = 16  # … and one batch of chunks that wait for their fsync
+FIRST = bytes([VERSION])
 HELLO = pb.EdgeFrame(hello=pb.Hello(revision=REVISION, software="hostile"))
 
 
 def packed(raw: object) -> bytes:
     """A manifest of these msgpack facts, or of these bytes."""
     content = raw if isinstance(raw, bytes) else msgspec.msgpack.encode(raw)
-    return b"\x01" + zstandard.ZstdCompressor(level=19).compress(content)
+    return FIRST + zstandard.ZstdCompressor(level=19).compress(content)
 
 
 def offer(manifest: bytes, scene_id: bytes | None = None) -> pb.EdgeFrame:
@@ -110,19 +111,39 @@ def manifests() -> Iterator[tuple[str, bytes]]:
     yield "60 000 settings", packed(facts(settings={str(number): 1.0 for number in range(60_000)}))
     yield "80 000 pages", packed(facts(pages=[[1, 1]] * 80_000))
     yield "pages of 2^40 bytes", packed(facts(pages=[[2**40, 1]]))
+    yield "2 resolutions", packed(facts(resolutions=[[], []]))
+    yield "5000 resolutions", packed(facts(resolutions=[[]] * 5000))
+    yield "a unit of 2^63 - 1", packed(facts(resolutions=[[2**63 - 1]]))
+    yield "joined to nothing", packed(facts(resolutions=[[6]]))
+    yield "500 000 repeats", packed(facts(resolutions=[[0, "2" * 500_000]]))
+    yield "repeats of 9", packed(facts(resolutions=[[0, "9"]]))
+    yield "a phase of -1", packed(facts(resolutions=[[0, "2", -1]]))
+    yield (
+        "16 grids in 32 lattices of one coding",
+        packed(facts(scene={GRIDS: facts(grid={BANDS: [[], []]})[0][1] * 16}, resolutions=[[0, "13"]] * 16)),
+    )
+    yield (
+        "512 bands joined to a sixth",
+        packed(
+            facts(
+                scene={GRIDS: [[24_000, 2048, "uint16", [[]] * 256], [4000, 341, "uint16", [[]] * 256]]},
+                resolutions=[[1, "6" * 256], [6, "6" * 256]],
+            )
+        ),
+    )
     yield "a step of NaN", packed(facts(coding={6: float("nan")}))
     yield "tiles of 2^31 px", packed(facts(coding={TILE: 2**31}))
     yield "200 000 arrays in each other", packed(b"\x91" * 200_000)
     yield "200 000 maps in each other", packed(b"\x81\xa0" * 200_000)
-    yield "a bomb of 1 GiB", b"\x01" + zstandard.ZstdCompressor().compress(bytes(2**30))
-    yield "a bomb that states 16 GiB", b"\x01" + zstd_claiming(2**34)
-    yield "a bomb that states 2^64 - 2", b"\x01" + zstd_claiming(2**64 - 2)
-    yield "a bomb that understates", b"\x01" + zstd_claiming(100) + b"\x02\x00\x00" * 10_000
+    yield "a bomb of 1 GiB", FIRST + zstandard.ZstdCompressor().compress(bytes(2**30))
+    yield "a bomb that states 16 GiB", FIRST + zstd_claiming(2**34)
+    yield "a bomb that states 2^64 - 2", FIRST + zstd_claiming(2**64 - 2)
+    yield "a bomb that understates", FIRST + zstd_claiming(100) + b"\x02\x00\x00" * 10_000
     yield "512 KiB of zeros", packed(bytes(limits.MANIFEST_RAW_BYTES_MAX))
-    yield "64 KiB of noise", b"\x01" + np.random.default_rng(0).bytes(limits.MANIFEST_BYTES_MAX - 1)
-    yield "64 KiB of frames", b"\x01" + zstandard.compress(b"x") * 6000
+    yield "64 KiB of noise", FIRST + np.random.default_rng(0).bytes(limits.MANIFEST_BYTES_MAX - 1)
+    yield "64 KiB of frames", FIRST + zstandard.compress(b"x") * 6000
     yield "version 255", b"\xff" + bytes(100)
-    yield "one byte", b"\x01"
+    yield "one byte", FIRST
 
 
 LARGEST = bytes(limits.CHUNK_BYTES_MAX)

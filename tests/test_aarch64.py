@@ -134,7 +134,8 @@ for node in (PlaneDecoder(find(sys.argv[1])), PlaneEncoder(find(sys.argv[1]))):
     test = msgspec.json.decode(packed, type=selftest.SelfTest)
     print(selftest.answer(node.spec, node.tables, node.prior, test.seed, test.planes, test.size))
     try:
-        selftest.check(node.spec, node.tables, node.prior, packed.replace(test.sha256[:8].encode(), b"00000000"), "other")
+        spoilt = packed.replace(test.sha256[:8].encode(), b"00000000")
+        selftest.check(node.spec, node.tables, node.prior, spoilt, "other")
     except BundleError:
         print("refused")
 """
@@ -186,12 +187,13 @@ import hashlib, sys
 from encoder_node import cli
 from encoder_node.encoder import PlaneEncoder
 digest, real = hashlib.sha256(), PlaneEncoder.decide
-def overheard(encoder, planes, *rest):
-    decided = real(encoder, planes, *rest)
-    for tile in range(len(planes)):
-        root, latent, hyper = (part.astype("<i4").tobytes() for part in decided.symbols(tile))
-        digest.update(hyper + root + latent)
-    return decided
+def overheard(self, planes, code, cores, *rest):
+    found = real(self, planes, code, cores, *rest)
+    for number in range(len(cores)):
+        symbols = found.symbols(number)
+        for part in (symbols.hyper, symbols.root, symbols.latent):
+            digest.update(part.astype("<i4").tobytes())
+    return found
 PlaneEncoder.decide = overheard
 cli.main(["encode", *sys.argv[1:]], standalone_mode=False)
 print(digest.hexdigest())

@@ -16,11 +16,23 @@ from click.testing import CliRunner
 from downlink import bundle
 from downlink.bundle import Bundle, find
 from downlink.cli import main
+from downlink.dct import CHANNELS, ROOT_CHANNELS
 from downlink.errors import BundleError
 from downlink.latent import ReceivedTile, TileCode, decode_tiles, encode_tile
+from downlink.prior import GRAPHS, Prior
 from encoder_node.encoder import PlaneEncoder
 from training import conformance
-from training.conformance import PLANES, SEED, SETTINGS, Setting, decoder_in, drawn_levels, drawn_tile, drawn_turn, prove
+from training.conformance import (
+    PLANES,
+    SEED,
+    SETTINGS,
+    Setting,
+    decoder_in,
+    drawn_levels,
+    drawn_tile,
+    drawn_turn,
+    prove,
+)
 
 SIDE = 16
 """Latents along a tile's side here: small tiles, so that the suite stays quick."""
@@ -32,11 +44,12 @@ def encoder() -> PlaneEncoder:
 
 
 def test_all_settings_answer_alike(encoder: PlaneEncoder) -> None:
-    seen = prove(encoder.bundle, 250_000, side=SIDE)
+    seen = prove(encoder.bundle, 150_000, side=SIDE)
     assert seen["agree"], seen
-    assert seen["symbols_returned"] == seen["symbols"] >= 250_000
+    assert seen["symbols_returned"] == seen["symbols"] >= 150_000
     assert len(seen["settings"]) == 8
-    assert all(row["answers"] >= seen["symbols"] for row in seen["settings"])
+    assert all(row["answers"] >= seen["symbols"] / 2 for row in seen["settings"])
+    assert all(row["differing"] == 0 for row in seen["settings"])
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: f"{setting.threads}-{setting.optimisation}")
@@ -45,6 +58,7 @@ def test_each_setting_alone_makes_the_same_bytes_and_finds_the_symbols(encoder: 
     tile = drawn_tile(encoder.spec, levels, SEED, SIDE)
     code = TileCode(encoder.spec, encoder.tables, levels, drawn_turn(SEED, PLANES), PLANES)
     payloads = encode_tile(code, tile, encoder.prior)
+    assert len(payloads) == 4
     prior = decoder_in(encoder.bundle, setting).prior
     assert encode_tile(code, tile, prior) == payloads
     again = ReceivedTile(code, SIDE, SIDE, payloads)
@@ -53,14 +67,15 @@ def test_each_setting_alone_makes_the_same_bytes_and_finds_the_symbols(encoder: 
         np.testing.assert_array_equal(found, drawn)
 
 
-def test_one_answer_that_differs_is_found(encoder: PlaneEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_one_answer_that_differs_is_found(encoder: PlaneEncoder, monkeypatch: pytest.MonkeyPatch, graph: str) -> None:
     def decoder(_: Bundle, setting: Setting) -> Any:
-        def run(name: str, inputs: Any) -> Any:
+        def run(name: str, inputs: dict[str, Any]) -> list[Any]:
             outputs = [output.copy() for output in encoder.prior.run(name, inputs)]
-            outputs[-1].reshape(-1)[-1] += setting.threads == 2
+            outputs[0][-1, -1, -1, -1] += setting.threads == 2 and name == graph
             return outputs
 
-        return SimpleNamespace(prior=SimpleNamespace(run=run))
+        return SimpleNamespace(prior=Prior(run))
 
     monkeypatch.setattr(conformance, "decoder_in", decoder)
     seen = prove(encoder.bundle, 1, SETTINGS[3:5], side=8)
@@ -87,10 +102,14 @@ def test_the_drawn_symbols_never_change() -> None:
     sizes: Any = SimpleNamespace(hyper=4, hyper_latents=2)
     levels = drawn_levels(SEED, PLANES)
     tile = drawn_tile(sizes, levels, SEED, 8, 31)
-    drawn = hashlib.sha256(levels.tobytes() + b"".join(part.astype("<i4").tobytes() for part in tile))
-    drawn.update(drawn_turn(SEED, PLANES).astype("<i8").tobytes())
+    assert (tile.latent.shape, tile.root.shape) == ((PLANES, CHANNELS, 8, 8), (PLANES, ROOT_CHANNELS, 2, 2))
+    assert not tile.latent[:, 0].any()
+    assert (levels > 0).all()
+    drawn = hashlib.sha256(levels.tobytes() + drawn_turn(SEED, PLANES).astype("<i8").tobytes())
+    for part in tile:
+        drawn.update(part.astype("<i4").tobytes())
     assert (int(tile.hyper.min()), int(tile.hyper.max())) == (-30, 27)
-    assert drawn.hexdigest() == "51eba2ef98e34190fcae5c0950b83a43c32eb8f5ba2c1fa43151086c7997afda"
+    assert drawn.hexdigest() == "319ebc156eb7863c78b4734127453e025b118621a4b86446866cdad1e9af9d59"
 
 
 def test_a_half_is_refused(tmp_path: Any) -> None:

@@ -107,7 +107,8 @@ def test_rows_have_the_contracts_keys_and_true_figures(scene: Path, tmp_path: Pa
 
 @pytest.mark.skipif("universal" not in bundle.released_names(), reason="needs the released bundle universal")
 def test_our_own_codec_is_measured_by_its_files(scene: Path, tmp_path: Path) -> None:
-    from decoder_node.decoder import PlaneDecoder, decode_rows
+    from decoder_node.compose import decode_rows
+    from decoder_node.decoder import PlaneDecoder
     from downlink.stream import StreamReader
     from encoder_node.encoder import PlaneEncoder
     from encoder_node.pipeline import encode_scene

@@ -10,13 +10,14 @@ from decoder_node.compose import decode_rows
 from decoder_node.decoder import PlaneDecoder
 from downlink import dct
 from downlink.bundle import Bundle, find
-from downlink.latent import TileCode
+from downlink.dct import subband
+from downlink.latent import ReceivedTile, TileCode, decode_tiles, encode_tile, tile_bits
 from encoder_node.encoder import PlaneEncoder
 from encoder_node.pipeline import encode_scene
-from encoder_node.refine import refine
+from encoder_node.refine import Decision, refine
 from encoder_node.source_array import ArraySource
 from encoder_node.target import Target
-from tests import scenes
+from tests import priors, scenes
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,46 @@ def test_symbols_move_at_most_one_step_and_only_towards_zero(bundle: Bundle):
     assert (plain.root == np.rint(root)).all()
     assert (plain.latent[:, 1:] == np.rint(latent[:, 1:])).all()
     assert not plain.latent[:, 0].any()
+
+
+@pytest.mark.parametrize("effort", ["fast", "best"])
+@pytest.mark.parametrize(
+    ("counts", "height", "width", "per_chunk", "tiles"),
+    [((1, 1, 1, 1), 4, 4, 1, 1), ((3, 3, 3, 3), 8, 12, 2, 2), ((4, 2, 3, 0), 12, 4, 3, 6),
+     ((2, 3, 1, 2), 16, 20, 1, 3)],
+)  # fmt: skip
+def test_what_is_coded_on_the_way_is_what_the_format_says_of_the_symbols(
+    counts, height: int, width: int, per_chunk: int, tiles: int, effort: str
+):
+    """The encoder's own pass makes the payloads that `downlink.latent` makes of its symbols: tile by tile, byte by
+    byte; and the decoder finds those symbols in them."""
+    made = priors.code(counts, per_chunk)
+    drawn = [priors.symbols(made, height, width, seed) for seed in range(tiles)]
+    noise = np.random.default_rng(0)
+    root, latent = (
+        np.stack([getattr(one, name) for one in drawn]).astype(np.float32).clip(-(2**20), 2**20)
+        for name in ("root", "latent")
+    )
+    for exact in (root, latent):
+        exact += noise.uniform(-0.49, 0.49, exact.shape).astype(np.float32)
+    hyper = np.stack([one.hyper for one in drawn])
+    decided = Decision(root.copy(), latent.copy(), hyper, made, priors.PRIOR, effort)
+    moved = 0
+    for number, encoders in enumerate(decided.encoders):
+        found = decided.symbols(number)
+        payloads = {key: encoder.finish() for key, encoder in encoders.items()}
+        assert payloads == encode_tile(made, found, priors.PRIOR)
+        assert decided.bits(number) == pytest.approx(tile_bits(made, found, priors.PRIOR), rel=0.02, abs=40)
+        whole = {(g, b): payloads.get((g, b), b"") for g in range(4) for b in range(made.blocks)}
+        tile = ReceivedTile(made, height, width, whole)
+        decode_tiles([tile], priors.PRIOR)
+        assert all((a == b).all() for a, b in zip(tile.symbols, found, strict=True))
+        for group, count in enumerate(counts):
+            exact = (latent[number][:, subband(group)] if group else root[number])[:count]
+            symbols = found.of_subband(group)[:count]
+            assert np.abs(symbols - exact).max(initial=0) < 1.51
+            moved += int((symbols != np.rint(exact)).sum())
+    assert moved > 0
 
 
 def test_nothing_is_left_of_what_is_not_sent(bundle: Bundle):

@@ -19,6 +19,7 @@ from downlink.prior import FEATURES, GRAPHS, Prior
 from downlink.scene import Band, Grid, Scene
 from downlink.spec import PlaneSpec
 from downlink.table import Tables
+from encoder_node.encoder import loudness
 from training.config import ConfigError
 from training.corpus import Batch, Picture
 from training.integer import EXACT, IntegerConv
@@ -68,8 +69,7 @@ def compare(codec: PlaneCodec, files: dict[str, bytes], spec: PlaneSpec, batches
             levels, coefficients = levels[rows], batch.coefficients[0, rows]
             level = torch.from_numpy(levels.astype(np.float32))[:, :, None, None]
             hyper = codec.hyper(coefficients, level)
-            inputs = {"coefficients": coefficients.numpy(), "level": level.numpy()}
-            found = encoder.run(None, inputs)[0]
+            found = encoder.run(None, {"known": loudness(coefficients.numpy()[None], levels)})[0]
             worst_hyper = max(worst_hyper, float(np.abs(found - hyper.numpy()).max()))
             root, latent = root_forward(coefficients[:, :1]).round(), coefficients.round()
             latent[:, 0] = 0

@@ -44,9 +44,9 @@ SIDE: Final = 32
 """Latents along a tile's side: tiles of 256 px at 8 px to a latent."""
 LEVELS: Final = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
 OCTAVES_MAX: Final = 15
-TURNS: Final = 2
-"""A symbol's prior is asked for once when it is coded and once when it is decoded, its features once each: half of the
-settings at a time is enough for each setting to answer for more symbols than there are."""
+TURNS: Final = 3
+"""A symbol's prior is asked for once when it is coded and once when it is decoded, its features once each: a third of
+the settings at a time is enough for each setting to answer for many symbols."""
 
 
 class Setting(NamedTuple):
@@ -176,7 +176,7 @@ def prove(
         own_seed = seed + 1000 * batch
         levels = drawn_levels(own_seed, PLANES)
         code = TileCode(encoder.spec, encoder.tables, levels, drawn_turn(own_seed, PLANES), PLANES)
-        # Wild hyper-latents make the prior guess badly: symbols escape by the thousand: slow, so only at times.
+        # Wild hyper-latents make the prior guess badly: symbols escape by the thousand, which is slow: only at times.
         reach = encoder.spec.hyper_limit if batch % 16 == 0 else min(4, encoder.spec.hyper_limit)
         tiles = [drawn_tile(encoder.spec, levels, own_seed + 10 * number, side, reach) for number in range(TILES)]
         found = []

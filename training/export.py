@@ -31,7 +31,7 @@ from training.check import check_exact, check_scene, compare, session_prior
 from training.config import ConfigError, Run
 from training.corpus import Batch, Picture
 from training.integer import freeze
-from training.model import HYPER, HYPER_LIMIT, Expect, PlaneCodec, Prior
+from training.model import HYPER, HYPER_LIMIT, Expect, HyperLayers, PlaneCodec, Prior
 from training.objective import measure
 from training.rate import SCALE_UNIT
 from training.train import validation_batches
@@ -102,10 +102,10 @@ def graphs(codec: PlaneCodec) -> dict[str, bytes]:
     planes = {"level": {0: free}}
     files = {
         "encoder.onnx": _onnx(
-            codec.hyper,
-            {"coefficients": torch.randn(2, config.latents, 16, 16), "level": level},
+            HyperLayers(codec.hyper),
+            {"known": torch.randn(2, config.latents + 8, 16, 16)},
             ["hyper"],
-            {"coefficients": image, **planes},
+            {"known": image},
         ),
         "decoder.onnx": _onnx(
             codec.synthesis,
