@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from encoder_node.log import JsonLines
 from encoder_node.pace import BURST_S, Backoff, Bucket
 from encoder_node.sender import FRAME_BYTES, Options, wait
 from encoder_node.watch import Settling, candidates
@@ -134,3 +138,15 @@ def test_every_change_of_a_scene_shows(tmp_path: Path, change: str) -> None:
             files[1].write_bytes(b"xyz")
     after = candidates(tmp_path)
     assert sum(before[path] != after[path] for path in before) == 1
+
+
+def test_the_log_has_our_tracebacks_and_not_those_of_grpc() -> None:
+    """What gRPC stumbles over is a peer's bytes, and no bug of ours."""
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        for name, expected in (("encoder_node", True), ("grpc._cython.cygrpc", False)):
+            record = logging.LogRecord(name, logging.ERROR, "file", 1, "an event", None, sys.exc_info())
+            line = json.loads(JsonLines().format(record))
+            assert line["event"] == "an event"
+            assert ("traceback" in line) is expected
