@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from downlink.errors import Malformed
 from downlink.exact_lattice import LEVELS, Cells
+from downlink.exact_model import ODDS
 from downlink.exact_table import exact_tables
-from downlink.exact_tile import Predictor, Quantiser, Site, TileState
+from downlink.exact_tile import Offer, Predictor, Quantiser, Site, TileState
 from downlink.scene import Grid
 from downlink.symbol import SymbolDecoder, SymbolEncoder
 
@@ -87,6 +88,10 @@ def encode_tile(
             for block, coder in enumerate(coders):
                 _put_layouts(coder, [layouts[band] for band in code.block_bands(block)], patterns)
         for block, site in _sites(code, state, group, code.blocks):
+            for offer in state.offers(site):
+                taken = taken_offers(pixels[site.band][site.window()], offer, code.grid.nodata, code.max_error)
+                coders[block].add(taken.astype(np.int32), *_odds(offer, len(taken)))
+                state.copy(site, offer, taken)
             expected = state.expect(site)
             errors = quantised_errors(pixels[site.band][site.window()], site, expected.value, state.quantisers)
             coders[block].add(errors, expected.scale, expected.fraction)
@@ -107,6 +112,19 @@ def quantised_errors(
         errors += (step - unit) // 2
         errors //= step
     return errors
+
+
+def taken_offers(pixels: NDArray[Any], offer: Offer, nodata: int | None, max_error: int) -> NDArray[np.bool_]:
+    """Which samples of an offer may be copies: `pixels` (rows, cols) are within `max_error` of what they would repeat,
+    and that is not the nodata value."""
+    values = offer.values[offer.where].astype(np.int32)
+    taken: NDArray[np.bool_] = np.abs(pixels[offer.where] - values) <= max_error
+    return taken if nodata is None else taken & (values != nodata)
+
+
+def _odds(offer: Offer, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    scale, mean = ODDS[offer.odds]
+    return np.full(count, scale, np.uint8), np.full(count, mean, np.int32)
 
 
 def decode_tile(
@@ -133,6 +151,11 @@ def decode_tile(
         if group:
             coders = _open(chunks, group, len(coders))
         for block, site in _sites(code, state, group, len(coders)):
+            for offer in state.offers(site):
+                taken = coders[block].take(*_odds(offer, int(np.count_nonzero(offer.where))))
+                if ((taken != 0) & (taken != 1)).any():
+                    raise Malformed("exact tile: a sample repeats another neither once (1) nor not at all (0)")
+                state.copy(site, offer, taken.astype(np.bool_))
             expected = state.expect(site)
             state.settle(site, expected, coders[block].take(expected.scale, expected.fraction))
         for coder in coders:

@@ -33,11 +33,13 @@ from downlink.exact_lattice import (
     Neighbour,
     framed,
     lattice_size,
+    rule_level,
+    shifted,
 )
 from downlink.exact_model import Model, Rule, own_candidates, ring_candidates
 from downlink.exact_table import scale_index
 
-ERROR_MAX: Final = (1 << 16) - 1
+ERROR_MAX: Final = 1 << 19
 """Errors (in eighths of a step) that activities see; larger ones count as this."""
 FRACTION_MAX: Final = 4
 
@@ -82,9 +84,9 @@ class Taps(NamedTuple):
     weights: NDArray[np.float64]
 
 
-def compile_taps(rule: Rule, phase: int, references: int) -> Taps:
+def compile_taps(rule: Rule, level: int, phase: int, references: int) -> Taps:
     """The taps of a rule. Its weights are of 4 x sample - sum of the four nearest samples; those of taps are plain."""
-    own_known, ring_known = own_candidates(phase), ring_candidates(phase) if references else ()
+    own_known, ring_known = own_candidates(level, phase), ring_candidates(phase) if references else ()
     ends = len(own_known), len(own_known) + len(ring_known)
     own_weights, ring_weights, detail_weights = np.split(rule.weights, ends)
     own = dict.fromkeys(NEAREST[phase], (1 << rule.exponent) - int(own_weights.sum()))
@@ -107,7 +109,7 @@ class Predictor:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.taps = {
-            key: compile_taps(rule, key[2], len(model.references[key[0]]))
+            key: compile_taps(rule, *key[1:], len(model.references[key[0]]))
             for key, rule in model.rules.items()
             if key[2] != A
         }
@@ -132,6 +134,11 @@ class Site:
         """How many samples are coded."""
         return self.values.size if self.coded is None else int(np.count_nonzero(self.coded))
 
+    @property
+    def rule(self) -> tuple[int, int, int]:
+        """The key of its rule."""
+        return self.band, rule_level(self.level), self.phase
+
     def window(self) -> tuple[slice, slice]:
         """Where its samples are in the tile."""
         row, col = PARTS[self.phase]
@@ -139,6 +146,15 @@ class Site:
             return slice(None, None, 1 << LEVELS), slice(None, None, 1 << LEVELS)
         step = 2 << self.level
         return slice(row << self.level, None, step), slice(col << self.level, None, step)
+
+
+class Offer(NamedTuple):
+    """Samples of a site that may be copies: `where` (rows, cols) they are, `values` (rows, cols) of what they would
+    repeat, and the place in `exact_model.ODDS` of how probable that is."""
+
+    where: NDArray[np.bool_]
+    values: NDArray[Any]
+    odds: int
 
 
 class Expectation(NamedTuple):
@@ -231,16 +247,61 @@ class TileState:
 
     def near(self, site: Site, band: int, neighbour: Neighbour) -> NDArray[Any]:
         """The neighbour in `band` of each sample of a site, (rows, cols)."""
-        return _shifted(self._planes[band].parts[neighbour.part], neighbour, site.values.shape)
+        return shifted(self._planes[band].parts[neighbour.part], neighbour, site.values.shape)
 
     def detail(self, site: Site, band: int) -> NDArray[np.float64]:
         """4 x sample - sum of its four nearest samples in a complete `band`, where a site's samples are; flat."""
         return self._planes[band].details[site.phase]
 
+    def offers(self, site: Site) -> Iterator[Offer]:
+        """What samples of a site may be copies of, if its rule asks that. Each offer must be answered by `copy` before
+        the next is taken."""
+        copying = self.predictor.model.rules[site.rule].copying
+        if copying is None:
+            return
+        nearest = [self.near(site, site.band, neighbour) for neighbour in NEAREST[site.phase]]
+        if copying.witnesses:
+            references = self.predictor.model.references[site.band]
+            witnesses = [references[place] for place in copying.witnesses]
+            same = self.repeats(site, witnesses)
+            values = np.zeros_like(site.values)
+            for near, where in zip(nearest[::-1], same[::-1], strict=True):  # of several the first
+                np.copyto(values, near, where=where)
+            yield from self._open_offer(site, np.logical_or.reduce(same), values, copying.odds[0])
+        if copying.told:
+            for near, odds in zip(nearest, copying.odds[1:], strict=True):
+                yield from self._open_offer(site, np.ones(near.shape, np.bool_), near, odds)
+
+    @staticmethod
+    def _open_offer(site: Site, where: NDArray[np.bool_], values: NDArray[Any], odds: int) -> Iterator[Offer]:
+        if site.coded is not None:
+            where = where & site.coded
+        if where.any():
+            yield Offer(where, values, odds)
+
+    def repeats(self, site: Site, witnesses: Sequence[int]) -> list[NDArray[np.bool_]]:
+        """For each of the four nearest samples, where all these bands repeat it at a site, (rows, cols)."""
+        centre = Neighbour(site.phase, 0, 0)
+        found = []
+        for neighbour in NEAREST[site.phase]:
+            same = [self.near(site, band, centre) == self.near(site, band, neighbour) for band in witnesses]
+            found.append(np.logical_and.reduce(same))
+        return found
+
+    @staticmethod
+    def copy(site: Site, offer: Offer, taken: NDArray[np.bool_]) -> None:
+        """Settle the samples of an offer that are `taken` (as many as `offer.where` has)."""
+        where = offer.where.copy()
+        where[offer.where] = taken
+        site.values[where] = offer.values[where]
+        site.errors[where] = 0
+        site.copied = where if site.copied is None else site.copied | where
+        site.coded = ~where if site.coded is None else site.coded & ~where
+
     def expect(self, site: Site) -> Expectation:
         """What the known samples say about those of a site."""
         model = self.predictor.model
-        rule = model.rules[site.band, site.level, site.phase]
+        rule = model.rules[site.rule]
         if site.phase == A:
             total = self._first_total(site, rule)
             activity = np.full(site.values.size, float(8 * rule.activity[0]))
@@ -318,7 +379,7 @@ class TileState:
         plane.parts.append(framed(site.values, rows, cols))
         plane.error_parts.append(framed(site.errors, rows, cols))
         if site.band in self.predictor.wanted:
-            near = [_shifted(plane.parts[n.part], n, site.values.shape) for n in NEAREST[site.phase]]
+            near = [shifted(plane.parts[n.part], n, site.values.shape) for n in NEAREST[site.phase]]
             detail = site.values * np.float64(4)
             for samples in near:
                 detail -= samples
@@ -328,7 +389,7 @@ class TileState:
         """Errors of the four samples of a complete plane beside those of a site, summed."""
         found = plane.around.get(site.phase)
         if found is None:
-            parts = [_shifted(plane.error_parts[n.part], n, site.values.shape) for n in SIDES[site.phase]]
+            parts = [shifted(plane.error_parts[n.part], n, site.values.shape) for n in SIDES[site.phase]]
             found = plane.around[site.phase] = parts[0] + parts[1] + parts[2] + parts[3]
         return found
 
@@ -344,7 +405,7 @@ class TileState:
 
     def _total(self, site: Site) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Prediction in units of 2^-shift, and range of the four nearest samples."""
-        taps = self.predictor.taps[site.band, site.level, site.phase]
+        taps = self.predictor.taps[site.rule]
         references = self.predictor.model.references[site.band]
         shape, size = site.values.shape, site.values.size
         count = len(taps.weights)
@@ -381,7 +442,7 @@ class TileState:
         plane, shape = self._planes[site.band], site.values.shape
         if number == 1 or (number == 2 and site.phase == C):
             near = NEAREST[site.phase] if number == 1 else DIAGONAL
-            parts = [_shifted(plane.error_parts[n.part], n, shape) for n in near]
+            parts = [shifted(plane.error_parts[n.part], n, shape) for n in near]
             return np.asarray(parts[0] + parts[1] + parts[2] + parts[3])
         number -= 2 + (site.phase == C)
         if number == 0:
@@ -419,9 +480,3 @@ class TileState:
 def _core(part: NDArray[Any], rows: int, cols: int) -> NDArray[Any]:
     """A part without its margins."""
     return part[MARGIN : MARGIN + rows, MARGIN : MARGIN + cols]
-
-
-def _shifted(part: NDArray[Any], neighbour: Neighbour, shape: tuple[int, ...]) -> NDArray[Any]:
-    """The neighbour of each sample of a site of this shape."""
-    row, col = MARGIN + neighbour.row, MARGIN + neighbour.col
-    return part[row : row + shape[0], col : col + shape[1]]
