@@ -279,8 +279,9 @@ def submit(
     "--rate-kbps", type=click.FloatRange(0, min_open=True), metavar="N", help="Send at most N kbit/s (1000 bits)."
 )
 @click.option(
-    "--window-chunks", type=click.IntRange(1, 4096), default=64, show_default=True, help="Chunks not yet acknowledged."
-)
+    "--window-kib", type=click.IntRange(1, 1 << 20), default=16_384, show_default=True,
+    metavar="N", help="At most so much is sent before it is acknowledged; less where less fills the link.",
+)  # fmt: skip
 @click.option(
     "--patience", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, metavar="S",
     help="With --once: give up after so long without progress.",
@@ -291,7 +292,7 @@ def submit(
 )
 def run(
     outbox: Path, ground: str, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None,
-    outbox_mb: float | None, watch: Path | None, once: bool, rate_kbps: float | None, window_chunks: int,
+    outbox_mb: float | None, watch: Path | None, once: bool, rate_kbps: float | None, window_kib: int,
     patience: float, model: str, threads: int, log_level: str, **_: object,
 ) -> None:  # fmt: skip
     """Send what the outbox holds, for as long as it takes.
@@ -316,7 +317,7 @@ def run(
         ground=ground,
         tls=_tls(tls_cert, tls_key, tls_ca),
         rate_kbps=rate_kbps,
-        window_chunks=window_chunks,
+        window_bytes=1024 * window_kib,
         give_up_s=patience,
         software=f"encoder-node {__version__}",
     )

@@ -27,6 +27,7 @@ from downlink import limits
 from downlink.errors import LinkError
 from downlink.framing import edge_message, ground_frame
 from downlink.session import EdgeSession
+from downlink.window import START_BYTES, Window
 from downlink.wire import link_pb2_grpc
 from encoder_node.channel import Tls, channel
 from encoder_node.contact import POLL_S, Contact
@@ -38,6 +39,7 @@ FRAME_BYTES = 256 * 1024  # chunk bytes per frame, when there is no rate limit
 LINGER_S = 10.0  # how long a stream stays open with nothing to send
 GRACE_S = 4.0  # at shutdown, for the frame being written and again for the last acknowledgements
 PATIENCE_S_MAX = 3600.0
+ROUND_TRIP_S = 5.0  # until it is measured: a rate that is kept fills no buffers, whatever the window
 # trying the same again changes nothing
 HOPELESS_TRIES = 3
 HOPELESS = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED")
@@ -52,7 +54,7 @@ class Options:
     ground: str  # HOST:PORT
     tls: Tls | None = None  # None: plain, anybody may read along
     rate_kbps: float | None = None  # 1000 bits per second; None: as fast as it goes
-    window_chunks: int = limits.UNACKED_CHUNKS_MAX
+    window_bytes: int = limits.UNACKED_BYTES_MAX  # un-acknowledged at most; less where less fills the link
     patience_s: float = 120.0  # a stream on which nothing is heard for so long is given up
     give_up_s: float = 60.0  # with `until_empty`: without any progress for so long
     software: str = "encoder-node"
@@ -75,6 +77,8 @@ class Sender:
         self.outbox = outbox
         self.options = options
         self.bucket = Bucket(options.rate, time.monotonic())  # one for all streams: a cut must not refill it
+        start = START_BYTES if options.rate is None else max(START_BYTES, int(options.rate * ROUND_TRIP_S))
+        self.window = Window(options.window_bytes, start)
         self.stopping = asyncio.Event()
         self.progress_at = time.monotonic()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="outbox")
@@ -139,7 +143,7 @@ class Sender:
             ("grpc.use_local_subchannel_pool", 1),  # a new connection each time: gRPC's own back-off would add to ours
         ]
         patience_s = max(self._patience_s, 4 * chunk_s)
-        session = EdgeSession(options.software, window_chunks=options.window_chunks, patience_s=patience_s)
+        session = EdgeSession(options.software, window=self.window, patience_s=patience_s)
         contact = Contact(self.outbox, session, options.frame_bytes)
         stub: Any = link_pb2_grpc.LinkServiceStub
         try:

@@ -161,7 +161,7 @@ def test_cuts_cost_at_most_a_window_each(tmp_path: Path) -> None:
     async def main() -> tuple[int, int]:
         async with ground(tmp_path) as (address, _):
             proxy = Proxy(address, meddle)
-            await deliver(outbox(tmp_path, made), await proxy.start(), window_chunks=window)
+            await deliver(outbox(tmp_path, made), await proxy.start(), window_bytes=window * 4000)
             proxy.close()
             return proxy.down, proxy.connections
 

@@ -16,6 +16,7 @@ from downlink.action import Close, Commit, Finish, GroundAction, Open, Reject, S
 from downlink.errors import LinkError
 from downlink.framing import edge_frame, edge_message, ground_frame, ground_message
 from downlink.session import EdgeSession, GroundSession
+from downlink.window import Window
 from downlink.wire import link_pb2 as pb
 from encoder_node.contact import Contact
 from encoder_node.outbox import Outbox, OutboxError
@@ -49,6 +50,7 @@ class GroundMachine:
         self.disk = SimDisk(self.trouble, capacity)
         self.database = Database(self.trouble)
         self.judge: Judge
+        self.places = 4
         self.up = False
         self.ledger: Ledger
         self._inbox: Inbox
@@ -88,7 +90,7 @@ class GroundMachine:
     def accept(self, wire: Wire, tell: Callable[[str], None]) -> bool:
         if not self.up:
             return False
-        self._streams[wire] = GroundSession("ground")
+        self._streams[wire] = GroundSession("ground", self.places)
         self._edges[wire] = tell
         return True
 
@@ -189,7 +191,7 @@ class EdgeMachine:
         self.up = False
         self.wire: Wire | None = None
         self.carried = 0  # bytes of streams that have ended
-        self._frame_bytes, self._window = frame_bytes, window
+        self._frame_bytes, self.window = frame_bytes, Window(window, 2000)
         self._contact: Contact | None = None
         self._outbox: _Outbox
         self._backoff = Backoff(seed=source.randrange(1 << 30))
@@ -285,7 +287,7 @@ class EdgeMachine:
         wire = Wire(self, self.ground, self.weather, self.source)
         if not self.ground.accept(wire, lambda reason: self._told(wire, reason)):
             return self._backoff.next_s()
-        session = EdgeSession("edge", window_chunks=self._window, patience_s=self._patience_s)
+        session = EdgeSession("edge", window=self.window, patience_s=self._patience_s)
         self.wire = wire
         self._contact = Contact(self._outbox, session, self._frame_bytes, lambda: self.time.now)
         self._contact.start(self.time.now)

@@ -136,7 +136,7 @@ def forgets_when_all_is_acknowledged(patch: pytest.MonkeyPatch) -> None:
 
     def hasty(self: Contact, frame: GroundFrame, now: float) -> None:
         hear(self, frame, now)
-        if isinstance(frame, Ack) and frame.scene_id in self.session.open and not self.session.unacked:
+        if isinstance(frame, Ack) and frame.scene_id in self.session.known and not self.session.unacked:
             self._outbox.delivered(frame.scene_id)
 
     patch.setattr(Contact, "hear", hasty)
