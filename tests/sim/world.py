@@ -22,7 +22,7 @@ class World:
     def __init__(self, seed: int, calm: bool = False) -> None:
         source = self.source = random.Random(seed)
         self.time = Time()
-        chosen = source.sample(range(STREAMS), source.choice([1, 2, 3, 4, 7]))
+        chosen = source.sample(range(STREAMS), source.choice([1, 1, 2, 2, 3, 4, 7]))
         made = [stream(number, chunk_bytes=30) for number in chosen]
         capacity = 1 << 20 if calm else source.choice([1 << 20, 1 << 20, source.randint(600, 4000)])
         self.ground = GroundMachine(self.time, random.Random(source.random()), Path("/archive"), capacity)
