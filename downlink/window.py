@@ -36,6 +36,7 @@ class Window:
     def __init__(self, most: int, start: int = START_BYTES) -> None:
         self.most = most
         self.limit = min(most, start)
+        self.took_s = 0.0  # from sending to the latest acknowledgement: what is sent now takes about as long
         self._least = self.limit
         self._delivered = 0
         self._held_back = True
@@ -63,6 +64,7 @@ class Window:
     def acknowledged(self, marks: list[tuple[Mark, int]], now: float) -> None:
         """These, of so many bytes each, are acknowledged by one word."""
         self._delivered += sum(size for _, size in marks)
+        self.took_s = max((now - mark.at for mark, _ in marks), default=self.took_s)
         for mark, _ in marks:
             took_s = now - mark.at
             if took_s < CLOCK_S:

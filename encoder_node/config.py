@@ -41,6 +41,8 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     rate_kbps: Positive | None = None
     window_kib: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
     patience: Positive | None = None
+    contact: list[str] | None = None
+    contacts: str | None = None
     model: str | None = None
     quality: float | None = None
     bits_per_sample: float | None = None

@@ -23,16 +23,24 @@ from encoder_node.log import log
 from encoder_node.outbox import Outbox
 
 POLL_S = 0.5  # how often the outbox is asked for news from other processes
+DRAIN_S = 0.3  # at least so long before the end of a pass nothing new is sent
 CANDIDATES = 4  # scenes that are looked at in advance; a large one has a list of lengths of 4 MiB
 
 
 class Contact:
-    """A stream's worth of sending. `wall` is the clock of the outbox's times to come back."""
+    """A stream's worth of sending. `wall` is the clock of the outbox's times to come back. `ends_at` is when the ground
+    is out of sight, on the clock of the calls."""
 
     def __init__(
-        self, outbox: Outbox, session: EdgeSession, frame_bytes: int, wall: Callable[[], float] = time.time
+        self,
+        outbox: Outbox,
+        session: EdgeSession,
+        frame_bytes: int,
+        wall: Callable[[], float] = time.time,
+        ends_at: float | None = None,
     ) -> None:
         self.session = session
+        self._ends_at = ends_at
         self.progress_at: float | None = None  # when the ground last had something new
         self._outbox = outbox
         self._frame_bytes = frame_bytes
@@ -47,6 +55,12 @@ class Contact:
         """Is there nothing to send, and nothing to hear about?"""
         return not self.session.known and not self._said
 
+    def over(self, now: float) -> bool:
+        """Is it time to stop, so that what is under way is acknowledged while the ground is in sight?"""
+        if self._ends_at is None:
+            return False
+        return now + max(DRAIN_S, 1.2 * self.session.window.took_s) >= self._ends_at
+
     def start(self, now: float) -> None:
         self._look_at = now
         self._outbox.begin_contact()
@@ -54,6 +68,8 @@ class Contact:
 
     def next(self, now: float) -> EdgeFrame | None:
         """What to say now; None: nothing before the ground's next word, or before `POLL_S` has passed."""
+        if self.over(now):
+            return None
         if not self._said:
             self._offer(now)
         if self._said:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from encoder_node.log import JsonLines
 from encoder_node.pace import BURST_S, Backoff, Bucket
-from encoder_node.sender import FRAME_BYTES, Options, wait
+from encoder_node.sender import FRAME_BYTES, frame_bytes, wait
 from encoder_node.watch import Settling, candidates
 
 
@@ -36,6 +36,19 @@ def test_a_pause_is_made_up_for_by_one_burst_only() -> None:
     assert bucket.delay(3600.0) == 0.0
     bucket.spend(int(1000 * BURST_S) + 100)
     assert bucket.delay(3600.0) == pytest.approx(0.1)
+
+
+def test_a_change_of_rate_counts_from_then_on() -> None:
+    bucket = Bucket(None, 0.0)
+    bucket.spend(10**9)
+    bucket.change(1000.0, 5.0)
+    assert bucket.delay(5.0) == 0.0
+    bucket.spend(1000)
+    assert bucket.delay(5.0) == pytest.approx(1.0)
+    bucket.change(1000.0, 5.5)  # the same: nothing is forgotten
+    assert bucket.delay(5.5) == pytest.approx(0.5)
+    bucket.change(None, 5.5)
+    assert bucket.delay(5.5) == 0.0
 
 
 def test_without_a_rate_nothing_waits() -> None:
@@ -90,9 +103,9 @@ def test_waiting_ends_with_the_news_or_the_time() -> None:
 
 
 def test_frames_are_short_on_a_slow_link() -> None:
-    assert Options("x:1").frame_bytes == FRAME_BYTES
-    assert Options("x:1", rate_kbps=9.6).frame_bytes == 4096
-    assert Options("x:1", rate_kbps=800).frame_bytes == 50_000
+    assert frame_bytes(None) == FRAME_BYTES
+    assert frame_bytes(1200.0) == 4096
+    assert frame_bytes(100_000.0) == 50_000
 
 
 def test_a_file_is_taken_when_it_has_stopped_changing() -> None:

@@ -128,6 +128,21 @@ def test_the_protocol_costs_less_than_3_percent_at_256_kib_chunks() -> None:
 
 
 @pytest.mark.parametrize("rtt_s", [0.1, RTT_S])
+def test_the_end_of_a_pass_costs_nothing(rtt_s: float) -> None:
+    """All that is under way is acknowledged while the ground is in sight, and little of the pass is lost for it."""
+    made = stream(6, side=1024, chunk_bytes=4000)
+    rate, length = 25_000.0, 60.0
+    link = Link(rate, rtt_s, 16_384, Window(limits.UNACKED_BYTES_MAX, int(rate * 10)))
+    link.edge.passes = (600.0, length)
+    seconds, carried = link.deliver(made)
+    passes = int(seconds // 600) + 1
+    assert passes > 2
+    print(f"{len(made.file)} bytes in {passes} passes: {carried - len(made.file)} more on the wire")
+    assert carried <= 1.01 * len(made.file) + passes * 3000
+    assert len(made.file) > 0.7 * rate * length * (passes - 1)
+
+
+@pytest.mark.parametrize("rtt_s", [0.1, RTT_S])
 def test_a_cut_costs_at_most_a_window(rtt_s: float) -> None:
     made = stream(5, side=1024, chunk_bytes=4000)
     rate, window, cuts = 125_000.0, 200_000, 7

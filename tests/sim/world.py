@@ -41,6 +41,8 @@ class World:
             )
             frame_bytes, window = source.choice([30, 120, 400]), source.choice([1, 100, 500, 20_000])
             edge = EdgeMachine(self.time, random.Random(source.random()), self.ground, weather, frame_bytes, window)
+            if source.random() < 0.25:
+                edge.passes = (300.0, source.choice([30.0, 120.0]))
             self.edges.append(edge)
         self.faults_s = source.choice([20.0, 120.0, 600.0])
         self.submitted = self._submit(made)
