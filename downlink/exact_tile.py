@@ -37,41 +37,11 @@ from downlink.exact_lattice import (
     shifted,
 )
 from downlink.exact_model import Model, Rule, own_candidates, ring_candidates
+from downlink.exact_quantiser import Quantiser
 from downlink.exact_table import scale_index
 
 ERROR_MAX: Final = 1 << 19
 """Errors (in eighths of a step) that activities see; larger ones count as this."""
-FRACTION_MAX: Final = 4
-
-
-@dataclass(frozen=True)
-class Quantiser:
-    """The values that a band can take, and how its samples are rounded to them.
-
-    Samples are `low` + multiples of `unit`, at most `high`. `step` is an odd number of units, so that the value
-    nearest to a sample in steps from any prediction is at most (step - unit) / 2 from it. `avoid` is the nodata value
-    if a rounded sample could become it.
-    """
-
-    low: int
-    high: int
-    unit: int
-    step: int
-    avoid: int | None
-
-    @classmethod
-    def of(cls, dtype: str, nodata: int | None, max_error: int, unit: int = 1, offset: int = 0) -> Quantiser:
-        """For samples of this dtype that are `offset` + multiples of `unit`, with an error of at most `max_error`."""
-        bounds = np.iinfo(dtype)
-        low = int(bounds.min) + (offset - int(bounds.min)) % unit
-        high = low + (int(bounds.max) - low) // unit * unit
-        if low == nodata and low < high:
-            low += unit
-        if high == nodata and low < high:
-            high -= unit
-        wide = max_error // unit
-        within = nodata is not None and low < nodata < high and (nodata - low) % unit == 0
-        return cls(low, high, unit, unit * (2 * wide + 1), nodata if wide and within else None)
 
 
 class Taps(NamedTuple):
@@ -158,10 +128,10 @@ class Offer(NamedTuple):
 
 
 class Expectation(NamedTuple):
-    """What is expected of a site's samples, flat: prediction (int32), its fraction in eighths of a step (int32), and
-    the scale index of the error; the last two of the coded ones only."""
+    """What is expected of a site's samples, flat: the place of each prediction, and of those that are coded the
+    fraction and the scale index of the error (`exact_quantiser`)."""
 
-    value: NDArray[np.int32]
+    place: NDArray[np.int32]
     fraction: NDArray[np.int32]
     scale: NDArray[np.uint8]
 
@@ -308,18 +278,23 @@ class TileState:
         else:
             total, spread = self._total(site)
             activity = self._activity(site, rule, spread)
-        value, fraction = self._rounded(total, rule.shift, self.quantisers[site.band])
+        place, fraction = self.quantisers[site.band].expected(total, rule.shift)
         if site.coded is not None:
             coded = site.coded.ravel()
             fraction, activity = fraction[coded], activity[coded]
-        return Expectation(value, fraction, scale_index(activity, rule.family))
+        return Expectation(place, fraction, scale_index(activity, rule.family))
+
+    def errors(self, site: Site, expected: Expectation, pixels: NDArray[Any]) -> NDArray[np.int32]:
+        """What `settle` is to be given so that a site's samples become `pixels` (rows, cols), as nearly as may be."""
+        if site.coded is None:
+            return self.quantisers[site.band].errors(pixels.ravel(), expected.place)
+        return self.quantisers[site.band].errors(pixels[site.coded], expected.place[site.coded.ravel()])
 
     def settle(self, site: Site, expected: Expectation, errors: NDArray[np.int32]) -> None:
         """Make a site known: `errors` are those of its coded samples, in steps."""
         quantiser = self.quantisers[site.band]
-        value = expected.value if site.coded is None else expected.value[site.coded.ravel()]
-        value = value + errors.astype(np.int64) * quantiser.step
-        np.clip(value, quantiser.low, quantiser.high, out=value)
+        place = expected.place if site.coded is None else expected.place[site.coded.ravel()]
+        value = quantiser.values(place, errors)
         size = errors << 3
         size -= expected.fraction
         np.abs(size, out=size)
@@ -332,7 +307,7 @@ class TileState:
         site.errors[site.coded] = size
         free = ~site.coded if site.copied is None else ~(site.coded | site.copied)
         if free.any():
-            site.values[free] = expected.value[free.ravel()]
+            site.values[free] = quantiser.values(expected.place[free.ravel()])
 
     # ------------------------------------------------------------- what is known
 
@@ -450,31 +425,6 @@ class TileState:
             return (spread if step == 1 else spread // step).reshape(shape)
         other = self._planes[self.predictor.model.references[site.band][(number - 1) // 2]]
         return _core(other.error_parts[site.phase], *shape) if number % 2 else self._around(other, site)
-
-    @staticmethod
-    def _rounded(
-        total: NDArray[np.float64], shift: int, quantiser: Quantiser
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Predictions that a sample can have, and their fractions: total / 2^shift, rounded to the nearest."""
-        one, unit, step = float(1 << shift), quantiser.unit, quantiser.step
-        value = total + (quantiser.unit * one / 2 - quantiser.low * one)
-        value /= one * unit  # below 2^53 the floor of a rounded quotient is that of the exact one
-        np.floor(value, out=value)
-        if unit > 1:
-            value *= unit
-        value += quantiser.low
-        np.clip(value, quantiser.low, quantiser.high, out=value)
-        if quantiser.avoid is not None:
-            forbidden = (value - quantiser.avoid) % step == 0
-            value[forbidden] += unit
-            np.subtract(value, 2 * unit, out=value, where=forbidden & (value > quantiser.high))
-        if unit == 1 and step > 2 * FRACTION_MAX:
-            return value.astype(np.int32), np.zeros(len(value), np.int32)
-        rest = total - value * one
-        np.clip(rest, -step * one, step * one, out=rest)
-        rest = np.floor((rest * 16 + step * one) / (2 * step * one))
-        np.clip(rest, -FRACTION_MAX, FRACTION_MAX, out=rest)
-        return value.astype(np.int32), rest.astype(np.int32)
 
 
 def _core(part: NDArray[Any], rows: int, cols: int) -> NDArray[Any]:

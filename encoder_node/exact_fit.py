@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from downlink.exact import Layout, quantised_errors, taken_offers
+from downlink.exact import Layout, taken_offers
 from downlink.exact_lattice import COARSE, LEVELS, NEAREST, PARTS, PHASES, A, framed, rule_level, shifted
 from downlink.exact_model import (
     REFERENCES_MAX,
@@ -26,7 +26,8 @@ from downlink.exact_model import (
     own_candidates,
     ring_candidates,
 )
-from downlink.exact_tile import Predictor, Quantiser, Site, TileState, compile_taps
+from downlink.exact_quantiser import Quantiser
+from downlink.exact_tile import Predictor, Site, TileState, compile_taps
 from downlink.scene import Grid
 from encoder_node.exact_copy import SHARE_MIN, choose_copying
 from encoder_node.exact_rule import Floats, fit_activity, fit_weights, trial_bits
@@ -73,7 +74,7 @@ class _Walk:
                     self.predictor,
                     (len(grid.bands), *sample.pixels.shape[1:]),
                     grid.dtype,
-                    [Quantiser.of(grid.dtype, grid.nodata, max_error, one.unit, one.offset) for one in sample.layouts],
+                    [Quantiser.of(grid.dtype, grid.nodata, max_error, one.palette) for one in sample.layouts],
                     [one.cells for one in sample.layouts],
                     sample.nodata,
                 ),
@@ -364,7 +365,7 @@ class _Sampled:
     def settle(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Settle the site by the rule there is; errors and fractions of the chosen samples."""
         expected = self.state.expect(self.site)
-        errors = quantised_errors(self._pixels(), self.site, expected.value, self.state.quantisers)
+        errors = self.state.errors(self.site, expected, self._pixels())
         self.state.settle(self.site, expected, errors)
         return errors[self.rows], expected.fraction[self.rows]
 

@@ -22,6 +22,8 @@ FIRST_ROWS: Final = 3072
 """Samples of the first, unweighted fit, which only has to find where errors are large."""
 ACTIVITY_ROWS: Final = 3072
 ROWS_PER_WEIGHT: Final = 8
+ROWS_MIN: Final = 48
+"""With fewer samples than this nothing is fitted but the size of the error."""
 NOISE: Final = 0.02
 """Share of the error variance that rounding the weights may add."""
 REFINEMENTS: Final = 1
@@ -39,7 +41,7 @@ def fit_weights(
     in units of `target`."""
     whole = np.zeros(design.shape[1], np.int64)
     most = min(most, len(target) // ROWS_PER_WEIGHT)
-    if not most:
+    if not most or len(target) < ROWS_MIN:
         return 2, whole
     every = max(1, len(target) // FIRST_ROWS)
     first, goal = design[::every], target[::every]
@@ -178,9 +180,10 @@ def fit_activity(
         activity[: len(found)] = np.clip(np.rint(64 * multiple * found), -ACTIVITY_MAX, ACTIVITY_MAX)
         return activity
 
-    counts = sorted({activities_sent(phase, references, mode) for mode in range(3)})
+    counts = sorted({activities_sent(phase, references, mode) for mode in range(3 if len(errors) >= ROWS_MIN else 1)})
     found = [_regress(size, active[:, :count]) for count in counts]
-    costs = [bits(whole(one, _MULTIPLES[1]), 0) + _ACTIVITY_BITS * len(one) for one in found]
-    best = found[int(np.argmin(costs))]
+    best = found[0]
+    if len(found) > 1:
+        best = min(found, key=lambda one: bits(whole(one, _MULTIPLES[1]), 0) + _ACTIVITY_BITS * len(one))
     tried = [(family, whole(best, multiple)) for family in range(FAMILIES) for multiple in _MULTIPLES]
     return min(tried, key=lambda one: bits(one[1], one[0]))
