@@ -26,7 +26,8 @@ class JsonLines(logging.Formatter):
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line: dict[str, Any] = {"time": moment, "level": record.levelname.lower(), "event": record.getMessage()}
         line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
-        if record.exc_info:
+        # gRPC stumbles over a peer's bytes with a traceback; its sentence says enough.
+        if record.exc_info and not record.name.startswith("grpc."):
             line["traceback"] = self.formatException(record.exc_info)
         return msgspec.json.encode(line, enc_hook=str).decode()
 

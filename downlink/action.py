@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from downlink.frame import EdgeFrame, GroundFrame, Refusal
 from downlink.incoming import Incoming
+from downlink.ranges import Range
 
 Frame = TypeVar("Frame", bound=EdgeFrame | GroundFrame)
 
@@ -63,6 +64,13 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """The ground has, synced, all that is to be sent of the scene for now. It is not whole: keep its chunks."""
+
+    scene_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Outgoing:
     """A scene that the outbox holds."""
 
@@ -70,7 +78,21 @@ class Outgoing:
     manifest: bytes  # packed
     lengths: NDArray[np.uint32]  # of all chunks; 0: there is nothing to send
     priority: int = 0
-    order: int = 0  # among scenes of one priority, the smaller goes first
+    order: int = 0  # among scenes of one priority, in one layer, the smaller goes first
+    lacks_from: int | None = None  # the ground lacks this chunk and all after it, and none before it; None: not known
+    layer: int = 0  # that the ground is known to lack, as a first guess
+    layers: int | None = None  # send so many, at least 1; None: all
+    first: tuple[Range, ...] = ()  # chunks to send before others, whatever their layer
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The scene's turn has passed: it is to be offered again later, when it is this layer's turn. `lacks_from` as in
+    `Outgoing`, if all that was sent on this stream arrives."""
+
+    outgoing: Outgoing
+    layer: int
+    lacks_from: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +135,7 @@ class Finish:
     incoming: Incoming
 
 
-EdgeAction = Send[EdgeFrame] | Delivered | Refused | Close
+EdgeAction = Send[EdgeFrame] | Delivered | Kept | Paused | Refused | Close
 
 
 @dataclass(frozen=True, slots=True)

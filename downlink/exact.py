@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from downlink.errors import Malformed
 from downlink.exact_lattice import LEVELS, Cells
-from downlink.exact_table import exact_tables
-from downlink.exact_tile import Predictor, Quantiser, Site, TileState
+from downlink.exact_model import ODDS
+from downlink.exact_quantiser import Quantiser
+from downlink.exact_table import QUARTERS, exact_tables
+from downlink.exact_tile import Offer, Predictor, Site, TileState
 from downlink.scene import Grid
 from downlink.symbol import SymbolDecoder, SymbolEncoder
 
@@ -31,12 +33,14 @@ LANES_MAX: Final = 256
 """Lanes of a payload: 640 bytes at most."""
 PERIOD: Final = 6
 """Rows (and columns) that begin a cell are expected where one began so many before: 20 m and 60 m on a 10 m grid."""
+PALETTE_MAX: Final = 4096
+"""Values of a palette."""
 # Scale index of the numbers with which a block begins.
-_UNIT_SCALE: Final = 5
-_OFFSET_SCALE: Final = 45
+_COUNT_SCALE: Final = 3
+_VALUE_SCALE: Final = 65
+_GAP_SCALE: Final = QUARTERS + 25
 _PATTERN_SCALE: Final = 17
 _BEGINS_SCALE: Final = 9
-_UNIT_MAX: Final = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,11 @@ class ExactCode:
 
 
 class Layout(NamedTuple):
-    """How the values of a band lie in a tile: the cells that repeat, if any, and samples = offset + multiples of
-    unit."""
+    """How the valid samples of a band lie in a tile: the cells that repeat, and the few values that there are, int64
+    and rising; None where that would not pay."""
 
     cells: Cells | None = None
-    unit: int = 1
-    offset: int = 0
+    palette: NDArray[np.int64] | None = None
 
 
 def encode_tile(
@@ -87,26 +90,29 @@ def encode_tile(
             for block, coder in enumerate(coders):
                 _put_layouts(coder, [layouts[band] for band in code.block_bands(block)], patterns)
         for block, site in _sites(code, state, group, code.blocks):
+            for offer in state.offers(site):
+                taken = taken_offers(pixels[site.band][site.window()], offer, code.grid.nodata, code.max_error)
+                coders[block].add(taken.astype(np.int32), *_odds(offer, len(taken)))
+                state.copy(site, offer, taken)
             expected = state.expect(site)
-            errors = quantised_errors(pixels[site.band][site.window()], site, expected.value, state.quantisers)
+            errors = state.errors(site, expected, pixels[site.band][site.window()])
             coders[block].add(errors, expected.scale, expected.fraction)
             state.settle(site, expected, errors)
         payloads |= {(group, block): coder.finish(most=LANES_MAX) for block, coder in enumerate(coders)}
     return payloads
 
 
-def quantised_errors(
-    pixels: NDArray[Any], site: Site, predicted: NDArray[np.int32], quantisers: Sequence[Quantiser]
-) -> NDArray[np.int32]:
-    """Errors of the coded samples of a site, in whole steps: `pixels` (rows, cols) less what was predicted."""
-    errors = pixels.ravel() - predicted
-    if site.coded is not None:
-        errors = errors[site.coded.ravel()]
-    step, unit = quantisers[site.band].step, quantisers[site.band].unit
-    if step > 1:
-        errors += (step - unit) // 2
-        errors //= step
-    return errors
+def taken_offers(pixels: NDArray[Any], offer: Offer, nodata: int | None, max_error: int) -> NDArray[np.bool_]:
+    """Which samples of an offer may be copies: `pixels` (rows, cols) are within `max_error` of what they would repeat,
+    and that is not the nodata value."""
+    values = offer.values[offer.where].astype(np.int32)
+    taken: NDArray[np.bool_] = np.abs(pixels[offer.where] - values) <= max_error
+    return taken if nodata is None else taken & (values != nodata)
+
+
+def _odds(offer: Offer, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    scale, mean = ODDS[offer.odds]
+    return np.full(count, scale, np.uint8), np.full(count, mean, np.int32)
 
 
 def decode_tile(
@@ -125,7 +131,7 @@ def decode_tile(
     coders = _open(chunks, 0, code.blocks)
     for block, coder in enumerate(coders):
         bands = code.block_bands(block)
-        for band, layout in zip(bands, _take_layouts(coder, len(bands), patterns, shape), strict=True):
+        for band, layout in zip(bands, _take_layouts(coder, len(bands), patterns, shape, code.grid.dtype), strict=True):
             layouts[band] = layout
     state = _state(code, shape, nodata, layouts)
     unknown = code.predictor.model.order[len(coders) * code.planes_per_chunk :]
@@ -133,6 +139,11 @@ def decode_tile(
         if group:
             coders = _open(chunks, group, len(coders))
         for block, site in _sites(code, state, group, len(coders)):
+            for offer in state.offers(site):
+                taken = coders[block].take(*_odds(offer, int(np.count_nonzero(offer.where))))
+                if ((taken != 0) & (taken != 1)).any():
+                    raise Malformed("exact tile: a sample repeats another neither once (1) nor not at all (0)")
+                state.copy(site, offer, taken.astype(np.bool_))
             expected = state.expect(site)
             state.settle(site, expected, coders[block].take(expected.scale, expected.fraction))
         for coder in coders:
@@ -159,7 +170,7 @@ def _state(
 ) -> TileState:
     bands, height, width = shape
     grid = code.grid
-    quantisers = [Quantiser.of(grid.dtype, grid.nodata, code.max_error, one.unit, one.offset) for one in layouts]
+    quantisers = [Quantiser.of(grid.dtype, grid.nodata, code.max_error, one.palette) for one in layouts]
     cells = [layout.cells for layout in layouts]
     return TileState(code.predictor, (bands, height, width), grid.dtype, quantisers, cells, nodata)
 
@@ -184,9 +195,12 @@ def _constant(count: int, scale: int) -> tuple[NDArray[np.uint8], NDArray[np.int
 
 def _put_layouts(coder: SymbolEncoder, layouts: Sequence[Layout], patterns: list[Cells]) -> None:
     """What a block of group 0 begins with. `patterns` are the cells that earlier bands of the tile have had."""
-    coder.add(_numbers([layout.unit - 1 for layout in layouts]), *_constant(len(layouts), _UNIT_SCALE))
-    offsets = [layout.offset for layout in layouts if layout.unit > 1]
-    coder.add(_numbers(offsets), *_constant(len(offsets), _OFFSET_SCALE))
+    palettes = [layout.palette if layout.palette is not None else np.empty(0, np.int64) for layout in layouts]
+    coder.add(_numbers([len(palette) for palette in palettes]), *_constant(len(palettes), _COUNT_SCALE))
+    first = [int(palette[0]) for palette in palettes if len(palette)]
+    coder.add(_numbers(first), *_constant(len(first), _VALUE_SCALE))
+    gaps = np.concatenate([*(np.diff(palette) - 1 for palette in palettes), np.empty(0, np.int64)]).astype(np.int32)
+    coder.add(gaps, *_constant(len(gaps), _GAP_SCALE))
     numbers, bits = [], []
     for cells in (layout.cells for layout in layouts):
         number = 0
@@ -202,15 +216,10 @@ def _put_layouts(coder: SymbolEncoder, layouts: Sequence[Layout], patterns: list
     coder.add(flat, *_constant(len(flat), _BEGINS_SCALE))
 
 
-def _take_layouts(coder: SymbolDecoder, count: int, patterns: list[Cells], shape: tuple[int, int, int]) -> list[Layout]:
-    units = [unit + 1 for unit in coder.take(*_constant(count, _UNIT_SCALE)).tolist()]
-    if min(units) < 1 or max(units) > _UNIT_MAX:
-        raise Malformed(f"exact tile: samples are multiples of {min(units)} to {max(units)}; 1 to {_UNIT_MAX} can be")
-    given = iter(coder.take(*_constant(sum(unit > 1 for unit in units), _OFFSET_SCALE)).tolist())
-    offsets = [next(given) if unit > 1 else 0 for unit in units]
-    for unit, offset in zip(units, offsets, strict=True):
-        if not 0 <= offset < unit:
-            raise Malformed(f"exact tile: an offset of {offset} to multiples of {unit}; it must be from 0 up to that")
+def _take_layouts(
+    coder: SymbolDecoder, count: int, patterns: list[Cells], shape: tuple[int, int, int], dtype: str
+) -> list[Layout]:
+    palettes = _take_palettes(coder, count, dtype)
     numbers = coder.take(*_constant(count, _PATTERN_SCALE)).tolist()
     last = len(patterns)
     for number in numbers:
@@ -222,9 +231,31 @@ def _take_layouts(coder: SymbolDecoder, count: int, patterns: list[Cells], shape
     for part in flat.reshape(-1, height + width - 2) if len(flat) else [flat] * (last - len(patterns)):
         patterns.append(Cells(_to_period(part[: height - 1]), _to_period(part[height - 1 :])))
     return [
-        Layout(patterns[number - 1] if number else None, unit, offset)
-        for number, unit, offset in zip(numbers, units, offsets, strict=True)
+        Layout(patterns[number - 1] if number else None, palette)
+        for number, palette in zip(numbers, palettes, strict=True)
     ]
+
+
+def _take_palettes(coder: SymbolDecoder, count: int, dtype: str) -> list[NDArray[np.int64] | None]:
+    sizes = coder.take(*_constant(count, _COUNT_SCALE)).tolist()
+    if any(size not in range(PALETTE_MAX + 1) or size == 1 for size in sizes):
+        raise Malformed(f"exact tile: palettes of {sizes[:16]} values; 0 (none) or 2 to {PALETTE_MAX} can be")
+    used = [size for size in sizes if size]
+    first = coder.take(*_constant(len(used), _VALUE_SCALE)).tolist()
+    gaps = coder.take(*_constant(sum(used) - len(used), _GAP_SCALE)).astype(np.int64)
+    found: list[NDArray[np.int64] | None] = []
+    bounds, taken = np.iinfo(dtype), 0
+    for size in sizes:
+        if not size:
+            found.append(None)
+            continue
+        steps = gaps[taken : taken + size - 1]
+        palette = first.pop(0) + np.concatenate(([0], np.cumsum(steps + 1)))
+        taken += size - 1
+        if steps.min() < 0 or palette[0] < bounds.min or palette[-1] > bounds.max:
+            raise Malformed(f"exact tile: a palette from {palette[0]} to {palette[-1]} does not rise within {dtype}")
+        found.append(palette)
+    return found
 
 
 def _same(one: Cells, other: Cells) -> bool:

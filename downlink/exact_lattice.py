@@ -59,10 +59,19 @@ NEAREST: Final = {
 }
 """Four each, as the first of `OWN`."""
 RING: Final = {phase: _neighbours(phase, (A, D, R, C), 2) for phase in PHASES}
+CLOSE: Final = 12
+"""Own neighbours that predictions use on lattices coarser than `rule_level` tells apart."""
+COARSE: Final = 2
 SIDES: Final = {D: _neighbours(D, (R, C), 1), R: NEAREST[R], C: NEAREST[C]}
 """The four samples of a complete plane next to a sample of a phase."""
 DIAGONAL: Final = _neighbours(C, (R,), 2)
 """The four samples of R around one of C."""
+
+
+def rule_level(level: int) -> int:
+    """The level whose rules a level has: the finest two have their own, and so has the first lattice; those between,
+    which are few samples, share theirs."""
+    return level if level in (LEVELS, 0, 1) else COARSE
 
 
 def lattice_size(side: int, level: int) -> int:
@@ -82,6 +91,12 @@ def framed(part: NDArray[Any], rows: int, cols: int) -> NDArray[Any]:
     out[:MARGIN] = out[MARGIN]
     out[bottom:] = out[bottom - 1]
     return out
+
+
+def shifted(part: NDArray[Any], neighbour: Neighbour, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The neighbour of each sample of a site of this shape."""
+    row, col = MARGIN + neighbour.row, MARGIN + neighbour.col
+    return part[row : row + shape[0], col : col + shape[1]]
 
 
 class Cells(NamedTuple):

@@ -33,43 +33,15 @@ from downlink.exact_lattice import (
     Neighbour,
     framed,
     lattice_size,
+    rule_level,
+    shifted,
 )
 from downlink.exact_model import Model, Rule, own_candidates, ring_candidates
+from downlink.exact_quantiser import Quantiser
 from downlink.exact_table import scale_index
 
-ERROR_MAX: Final = (1 << 16) - 1
+ERROR_MAX: Final = 1 << 19
 """Errors (in eighths of a step) that activities see; larger ones count as this."""
-FRACTION_MAX: Final = 4
-
-
-@dataclass(frozen=True)
-class Quantiser:
-    """The values that a band can take, and how its samples are rounded to them.
-
-    Samples are `low` + multiples of `unit`, at most `high`. `step` is an odd number of units, so that the value
-    nearest to a sample in steps from any prediction is at most (step - unit) / 2 from it. `avoid` is the nodata value
-    if a rounded sample could become it.
-    """
-
-    low: int
-    high: int
-    unit: int
-    step: int
-    avoid: int | None
-
-    @classmethod
-    def of(cls, dtype: str, nodata: int | None, max_error: int, unit: int = 1, offset: int = 0) -> Quantiser:
-        """For samples of this dtype that are `offset` + multiples of `unit`, with an error of at most `max_error`."""
-        bounds = np.iinfo(dtype)
-        low = int(bounds.min) + (offset - int(bounds.min)) % unit
-        high = low + (int(bounds.max) - low) // unit * unit
-        if low == nodata and low < high:
-            low += unit
-        if high == nodata and low < high:
-            high -= unit
-        wide = max_error // unit
-        within = nodata is not None and low < nodata < high and (nodata - low) % unit == 0
-        return cls(low, high, unit, unit * (2 * wide + 1), nodata if wide and within else None)
 
 
 class Taps(NamedTuple):
@@ -82,9 +54,9 @@ class Taps(NamedTuple):
     weights: NDArray[np.float64]
 
 
-def compile_taps(rule: Rule, phase: int, references: int) -> Taps:
+def compile_taps(rule: Rule, level: int, phase: int, references: int) -> Taps:
     """The taps of a rule. Its weights are of 4 x sample - sum of the four nearest samples; those of taps are plain."""
-    own_known, ring_known = own_candidates(phase), ring_candidates(phase) if references else ()
+    own_known, ring_known = own_candidates(level, phase), ring_candidates(phase) if references else ()
     ends = len(own_known), len(own_known) + len(ring_known)
     own_weights, ring_weights, detail_weights = np.split(rule.weights, ends)
     own = dict.fromkeys(NEAREST[phase], (1 << rule.exponent) - int(own_weights.sum()))
@@ -107,7 +79,7 @@ class Predictor:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.taps = {
-            key: compile_taps(rule, key[2], len(model.references[key[0]]))
+            key: compile_taps(rule, *key[1:], len(model.references[key[0]]))
             for key, rule in model.rules.items()
             if key[2] != A
         }
@@ -132,6 +104,11 @@ class Site:
         """How many samples are coded."""
         return self.values.size if self.coded is None else int(np.count_nonzero(self.coded))
 
+    @property
+    def rule(self) -> tuple[int, int, int]:
+        """The key of its rule."""
+        return self.band, rule_level(self.level), self.phase
+
     def window(self) -> tuple[slice, slice]:
         """Where its samples are in the tile."""
         row, col = PARTS[self.phase]
@@ -141,11 +118,20 @@ class Site:
         return slice(row << self.level, None, step), slice(col << self.level, None, step)
 
 
-class Expectation(NamedTuple):
-    """What is expected of a site's samples, flat: prediction (int32), its fraction in eighths of a step (int32), and
-    the scale index of the error; the last two of the coded ones only."""
+class Offer(NamedTuple):
+    """Samples of a site that may be copies: `where` (rows, cols) they are, `values` (rows, cols) of what they would
+    repeat, and the place in `exact_model.ODDS` of how probable that is."""
 
-    value: NDArray[np.int32]
+    where: NDArray[np.bool_]
+    values: NDArray[Any]
+    odds: int
+
+
+class Expectation(NamedTuple):
+    """What is expected of a site's samples, flat: the place of each prediction, and of those that are coded the
+    fraction and the scale index of the error (`exact_quantiser`)."""
+
+    place: NDArray[np.int32]
     fraction: NDArray[np.int32]
     scale: NDArray[np.uint8]
 
@@ -231,34 +217,84 @@ class TileState:
 
     def near(self, site: Site, band: int, neighbour: Neighbour) -> NDArray[Any]:
         """The neighbour in `band` of each sample of a site, (rows, cols)."""
-        return _shifted(self._planes[band].parts[neighbour.part], neighbour, site.values.shape)
+        return shifted(self._planes[band].parts[neighbour.part], neighbour, site.values.shape)
 
     def detail(self, site: Site, band: int) -> NDArray[np.float64]:
         """4 x sample - sum of its four nearest samples in a complete `band`, where a site's samples are; flat."""
         return self._planes[band].details[site.phase]
 
+    def offers(self, site: Site) -> Iterator[Offer]:
+        """What samples of a site may be copies of, if its rule asks that. Each offer must be answered by `copy` before
+        the next is taken."""
+        copying = self.predictor.model.rules[site.rule].copying
+        if copying is None:
+            return
+        nearest = [self.near(site, site.band, neighbour) for neighbour in NEAREST[site.phase]]
+        if copying.witnesses:
+            references = self.predictor.model.references[site.band]
+            witnesses = [references[place] for place in copying.witnesses]
+            same = self.repeats(site, witnesses)
+            values = np.zeros_like(site.values)
+            for near, where in zip(nearest[::-1], same[::-1], strict=True):  # of several the first
+                np.copyto(values, near, where=where)
+            yield from self._open_offer(site, np.logical_or.reduce(same), values, copying.odds[0])
+        if copying.told:
+            for near, odds in zip(nearest, copying.odds[1:], strict=True):
+                yield from self._open_offer(site, np.ones(near.shape, np.bool_), near, odds)
+
+    @staticmethod
+    def _open_offer(site: Site, where: NDArray[np.bool_], values: NDArray[Any], odds: int) -> Iterator[Offer]:
+        if site.coded is not None:
+            where = where & site.coded
+        if where.any():
+            yield Offer(where, values, odds)
+
+    def repeats(self, site: Site, witnesses: Sequence[int]) -> list[NDArray[np.bool_]]:
+        """For each of the four nearest samples, where all these bands repeat it at a site, (rows, cols)."""
+        centre = Neighbour(site.phase, 0, 0)
+        found = []
+        for neighbour in NEAREST[site.phase]:
+            same = [self.near(site, band, centre) == self.near(site, band, neighbour) for band in witnesses]
+            found.append(np.logical_and.reduce(same))
+        return found
+
+    @staticmethod
+    def copy(site: Site, offer: Offer, taken: NDArray[np.bool_]) -> None:
+        """Settle the samples of an offer that are `taken` (as many as `offer.where` has)."""
+        where = offer.where.copy()
+        where[offer.where] = taken
+        site.values[where] = offer.values[where]
+        site.errors[where] = 0
+        site.copied = where if site.copied is None else site.copied | where
+        site.coded = ~where if site.coded is None else site.coded & ~where
+
     def expect(self, site: Site) -> Expectation:
         """What the known samples say about those of a site."""
         model = self.predictor.model
-        rule = model.rules[site.band, site.level, site.phase]
+        rule = model.rules[site.rule]
         if site.phase == A:
             total = self._first_total(site, rule)
             activity = np.full(site.values.size, float(8 * rule.activity[0]))
         else:
             total, spread = self._total(site)
             activity = self._activity(site, rule, spread)
-        value, fraction = self._rounded(total, rule.shift, self.quantisers[site.band])
+        place, fraction = self.quantisers[site.band].expected(total, rule.shift)
         if site.coded is not None:
             coded = site.coded.ravel()
             fraction, activity = fraction[coded], activity[coded]
-        return Expectation(value, fraction, scale_index(activity, rule.family))
+        return Expectation(place, fraction, scale_index(activity, rule.family))
+
+    def errors(self, site: Site, expected: Expectation, pixels: NDArray[Any]) -> NDArray[np.int32]:
+        """What `settle` is to be given so that a site's samples become `pixels` (rows, cols), as nearly as may be."""
+        if site.coded is None:
+            return self.quantisers[site.band].errors(pixels.ravel(), expected.place)
+        return self.quantisers[site.band].errors(pixels[site.coded], expected.place[site.coded.ravel()])
 
     def settle(self, site: Site, expected: Expectation, errors: NDArray[np.int32]) -> None:
         """Make a site known: `errors` are those of its coded samples, in steps."""
         quantiser = self.quantisers[site.band]
-        value = expected.value if site.coded is None else expected.value[site.coded.ravel()]
-        value = value + errors.astype(np.int64) * quantiser.step
-        np.clip(value, quantiser.low, quantiser.high, out=value)
+        place = expected.place if site.coded is None else expected.place[site.coded.ravel()]
+        value = quantiser.values(place, errors)
         size = errors << 3
         size -= expected.fraction
         np.abs(size, out=size)
@@ -271,7 +307,7 @@ class TileState:
         site.errors[site.coded] = size
         free = ~site.coded if site.copied is None else ~(site.coded | site.copied)
         if free.any():
-            site.values[free] = expected.value[free.ravel()]
+            site.values[free] = quantiser.values(expected.place[free.ravel()])
 
     # ------------------------------------------------------------- what is known
 
@@ -318,7 +354,7 @@ class TileState:
         plane.parts.append(framed(site.values, rows, cols))
         plane.error_parts.append(framed(site.errors, rows, cols))
         if site.band in self.predictor.wanted:
-            near = [_shifted(plane.parts[n.part], n, site.values.shape) for n in NEAREST[site.phase]]
+            near = [shifted(plane.parts[n.part], n, site.values.shape) for n in NEAREST[site.phase]]
             detail = site.values * np.float64(4)
             for samples in near:
                 detail -= samples
@@ -328,7 +364,7 @@ class TileState:
         """Errors of the four samples of a complete plane beside those of a site, summed."""
         found = plane.around.get(site.phase)
         if found is None:
-            parts = [_shifted(plane.error_parts[n.part], n, site.values.shape) for n in SIDES[site.phase]]
+            parts = [shifted(plane.error_parts[n.part], n, site.values.shape) for n in SIDES[site.phase]]
             found = plane.around[site.phase] = parts[0] + parts[1] + parts[2] + parts[3]
         return found
 
@@ -344,7 +380,7 @@ class TileState:
 
     def _total(self, site: Site) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Prediction in units of 2^-shift, and range of the four nearest samples."""
-        taps = self.predictor.taps[site.band, site.level, site.phase]
+        taps = self.predictor.taps[site.rule]
         references = self.predictor.model.references[site.band]
         shape, size = site.values.shape, site.values.size
         count = len(taps.weights)
@@ -381,7 +417,7 @@ class TileState:
         plane, shape = self._planes[site.band], site.values.shape
         if number == 1 or (number == 2 and site.phase == C):
             near = NEAREST[site.phase] if number == 1 else DIAGONAL
-            parts = [_shifted(plane.error_parts[n.part], n, shape) for n in near]
+            parts = [shifted(plane.error_parts[n.part], n, shape) for n in near]
             return np.asarray(parts[0] + parts[1] + parts[2] + parts[3])
         number -= 2 + (site.phase == C)
         if number == 0:
@@ -390,38 +426,7 @@ class TileState:
         other = self._planes[self.predictor.model.references[site.band][(number - 1) // 2]]
         return _core(other.error_parts[site.phase], *shape) if number % 2 else self._around(other, site)
 
-    @staticmethod
-    def _rounded(
-        total: NDArray[np.float64], shift: int, quantiser: Quantiser
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Predictions that a sample can have, and their fractions: total / 2^shift, rounded to the nearest."""
-        one, unit, step = float(1 << shift), quantiser.unit, quantiser.step
-        value = total + (quantiser.unit * one / 2 - quantiser.low * one)
-        value /= one * unit  # below 2^53 the floor of a rounded quotient is that of the exact one
-        np.floor(value, out=value)
-        if unit > 1:
-            value *= unit
-        value += quantiser.low
-        np.clip(value, quantiser.low, quantiser.high, out=value)
-        if quantiser.avoid is not None:
-            forbidden = (value - quantiser.avoid) % step == 0
-            value[forbidden] += unit
-            np.subtract(value, 2 * unit, out=value, where=forbidden & (value > quantiser.high))
-        if unit == 1 and step > 2 * FRACTION_MAX:
-            return value.astype(np.int32), np.zeros(len(value), np.int32)
-        rest = total - value * one
-        np.clip(rest, -step * one, step * one, out=rest)
-        rest = np.floor((rest * 16 + step * one) / (2 * step * one))
-        np.clip(rest, -FRACTION_MAX, FRACTION_MAX, out=rest)
-        return value.astype(np.int32), rest.astype(np.int32)
-
 
 def _core(part: NDArray[Any], rows: int, cols: int) -> NDArray[Any]:
     """A part without its margins."""
     return part[MARGIN : MARGIN + rows, MARGIN : MARGIN + cols]
-
-
-def _shifted(part: NDArray[Any], neighbour: Neighbour, shape: tuple[int, ...]) -> NDArray[Any]:
-    """The neighbour of each sample of a site of this shape."""
-    row, col = MARGIN + neighbour.row, MARGIN + neighbour.col
-    return part[row : row + shape[0], col : col + shape[1]]

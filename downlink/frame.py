@@ -80,6 +80,11 @@ class Chunks:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    scene_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
     revision: int
     software: str
@@ -108,5 +113,5 @@ class Resend:
     reason: str
 
 
-EdgeFrame = Hello | Offer | Chunks
+EdgeFrame = Hello | Offer | Chunks | Pause
 GroundFrame = Welcome | SceneState | Ack | Resend

@@ -26,6 +26,7 @@ from downlink.frame import (
     GroundFrame,
     Hello,
     Offer,
+    Pause,
     Refusal,
     RefusalCode,
     Resend,
@@ -50,6 +51,8 @@ def edge_message(frame: EdgeFrame) -> pb.EdgeFrame:
         case Chunks(scene_id, chunks, flush):
             parts = [pb.Chunk(index=part.index, crc32c=part.crc32c, content=part.content) for part in chunks]
             return pb.EdgeFrame(chunks=pb.Chunks(scene_id=bytes.fromhex(scene_id), chunks=parts, flush=flush))
+        case Pause(scene_id):
+            return pb.EdgeFrame(pause=pb.Pause(scene_id=bytes.fromhex(scene_id)))
 
 
 def ground_message(frame: GroundFrame) -> pb.GroundFrame:
@@ -92,6 +95,8 @@ def edge_frame(message: pb.EdgeFrame) -> EdgeFrame:
             return Offer(_scene_id(offer.scene_id, "Offer"), offer.manifest, offer.priority)
         case "chunks":
             return _chunks_in(message.chunks)
+        case "pause":
+            return Pause(_scene_id(message.pause.scene_id, "Pause"))
         case _:
             raise LinkError(
                 "a frame with no field set: the edge speaks a later revision than it said, or the frame is damaged"

@@ -53,7 +53,7 @@ BUNDLE_JSON_BYTES_MAX: Final = MIB
 
 # The link.
 MESSAGE_BYTES_MAX: Final = MIB  # gRPC's own bound, which holds against gzip bombs as well: never raise it to -1
-UNACKED_CHUNKS_MAX: Final = 64  # the window: 16 MiB in flight at most
+UNACKED_BYTES_MAX: Final = 16 * MIB  # the window: 26 Mbit/s at a round trip of 5 s
 STREAMS_PER_NODE_MAX: Final = 2  # one that works and one that nobody has noticed is dead
 NODES_MAX: Final = 64
 HELLOS_PER_MINUTE_MAX: Final = 60  # per node: a link that is cut each second still gets through

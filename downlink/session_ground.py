@@ -21,6 +21,7 @@ from downlink.frame import (
     GroundFrame,
     Hello,
     Offer,
+    Pause,
     Refusal,
     RefusalCode,
     Resend,
@@ -37,15 +38,16 @@ SETTLED_KEPT: Final = 256  # settled scenes that a stream remembers, for chunks 
 
 
 class GroundSession:
-    """The ground's end of one stream. Memory is bounded: `OPEN_SCENES_MAX` scenes, and `GROUP_CHUNKS` chunks not yet
+    """The ground's end of one stream. Memory is bounded: `places` scenes are open, and `GROUP_CHUNKS` chunks not yet
     committed.
 
     An `Incoming` may be shared by several sessions (a node that reconnects before its old stream is known to be
     dead): what one has committed, the others no longer miss.
     """
 
-    def __init__(self, software: str) -> None:
+    def __init__(self, software: str, places: int = OPEN_SCENES_MAX) -> None:
         self._software = software
+        self._places = places
         self._greeted = False
         self._opening: dict[str, Incoming] = {}
         self._open: dict[str, Incoming] = {}
@@ -63,11 +65,14 @@ class GroundSession:
                     reason = f"the edge speaks revision {frame.revision}, the ground {REVISION}; update the older one"
                     return [Close(Status.FAILED_PRECONDITION, reason)]
                 self._greeted = True
-                return [Send(Welcome(REVISION, self._software))]
+                return [Send(Welcome(REVISION, self._software, self._places))]
             case Offer() if self._greeted:
                 return self._offer(frame)
             case Chunks() if self._greeted:
                 return self._chunks(frame, now)
+            case Pause(scene_id) if self._greeted:
+                self._open.pop(scene_id, None)
+                return []
             case _:
                 what = f"a second {type(frame).__name__}" if self._greeted else f"{type(frame).__name__} before Hello"
                 return [Close(Status.INVALID_ARGUMENT, f"{what}: a stream begins with Hello, once")]
@@ -77,7 +82,6 @@ class GroundSession:
         offered = self._opening.pop(scene_id)
         if isinstance(found, SceneState):
             return [self._settle(found, offered)]
-        self._settled.pop(scene_id, None)  # refused before, for want of space perhaps
         self._open[scene_id] = found
         return [Send(SceneState(scene_id, State.RECEIVING, found.missing_ranges())), *self._finish(found)]
 
@@ -116,16 +120,19 @@ class GroundSession:
 
     def _offer(self, offer: Offer) -> list[GroundAction]:
         scene_id = offer.scene_id
+        self._settled.pop(scene_id, None)  # what was refused may be taken now
         if scene_id in self._opening:
             return []
         if known := self._open.get(scene_id):
             return [Send(SceneState(scene_id, State.RECEIVING, known.missing_ranges()))]
-        if len(self._opening) + len(self._open) >= OPEN_SCENES_MAX:
-            reason = f"{OPEN_SCENES_MAX} scenes are open on this stream, as many as the ground allows; finish one first"
-            return [Send(SceneState(scene_id, State.REFUSED, (), Refusal(RefusalCode.BUSY, reason, 10)))]
+        if len(self._opening) + len(self._open) >= self._places:
+            reason = f"{self._places} scenes are open on this stream, as many as the ground allows; finish one first"
+            return [self._settle(SceneState(scene_id, State.REFUSED, (), Refusal(RefusalCode.BUSY, reason, 10)))]
         if (found := manifests.scene_id(offer.manifest)) != scene_id:  # damaged on its way: not the scene's fault
             reason = f"scene {scene_id[:12]}… came with a manifest of the SHA-256 {found[:12]}…; send it again"
-            return [Send(SceneState(scene_id, State.REFUSED, (), Refusal(RefusalCode.CORRUPT, reason, AGAIN_S)))]
+            return [
+                self._settle(SceneState(scene_id, State.REFUSED, (), Refusal(RefusalCode.CORRUPT, reason, AGAIN_S)))
+            ]
         try:
             incoming = Incoming(scene_id, offer.manifest)
         except StreamError as error:
@@ -194,9 +201,10 @@ class GroundSession:
         return [Commit(held)] if held else []
 
     def _finish(self, incoming: Incoming) -> list[GroundAction]:
-        if not incoming.complete or incoming.scene_id in self._finishing or incoming.scene_id not in self._open:
+        scene_id = incoming.scene_id
+        if not incoming.complete or scene_id in self._finishing or scene_id in self._settled:
             return []
-        self._finishing.add(incoming.scene_id)
+        self._finishing.add(scene_id)
         return [Finish(incoming)]
 
     def _settle(self, state: SceneState, incoming: Incoming | None = None) -> Send[GroundFrame]:

@@ -294,7 +294,19 @@ def submit(
     "--rate-kbps", type=click.FloatRange(0, min_open=True), metavar="N", help="Send at most N kbit/s (1000 bits)."
 )
 @click.option(
-    "--window-chunks", type=click.IntRange(1, 4096), default=64, show_default=True, help="Chunks not yet acknowledged."
+    "--window-kib", type=click.IntRange(1, 1 << 20), default=16_384, show_default=True,
+    metavar="N", help="At most so much is sent before it is acknowledged; less where less fills the link.",
+)  # fmt: skip
+@click.option(
+    "--contact",
+    multiple=True,
+    metavar="START/END",
+    help="The ground is in sight from START to END (ISO 8601, UTC); nothing is sent outside. As often as needed.",
+)
+@click.option(
+    "--contacts",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="TOML file of passes: [[contact]] tables with start, end, rate_kbps if known. Read again when it changes.",
 )
 @click.option(
     "--patience", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, metavar="S",
@@ -306,8 +318,9 @@ def submit(
 )
 def run(
     outbox: Path, ground: str, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None,
-    outbox_mb: float | None, watch: Path | None, once: bool, rate_kbps: float | None, window_chunks: int,
-    patience: float, model: str, threads: int, log_level: str, **_: object,
+    outbox_mb: float | None, watch: Path | None, once: bool, rate_kbps: float | None, window_kib: int,
+    contact: tuple[str, ...], contacts: Path | None, patience: float, model: str, threads: int, log_level: str,
+    **_: object,
 ) -> None:  # fmt: skip
     """Send what the outbox holds, for as long as it takes.
 
@@ -319,10 +332,12 @@ def run(
     encoder-node run --outbox /var/lib/encoder-node --ground ground.example:50551
     encoder-node run --outbox box --ground 127.0.0.1:50551 --once
     encoder-node run --outbox box --ground 10.0.0.1:50551 --watch /data/incoming --rate-kbps 2000
+    encoder-node run --outbox box --ground 10.0.0.1:50551 --contact 2026-11-21T10:02:30Z/2026-11-21T10:11:00Z
     encoder-node run --outbox box --ground ground.example:50551 --tls-cert node.pem --tls-key node.key --tls-ca ca.pem
     """
     from encoder_node.log import log_to_stderr
     from encoder_node.outbox import Outbox
+    from encoder_node.schedule import Contacts
     from encoder_node.sender import Options
 
     log_to_stderr(log_level)
@@ -331,8 +346,9 @@ def run(
         ground=ground,
         tls=_tls(tls_cert, tls_key, tls_ca),
         rate_kbps=rate_kbps,
-        window_chunks=window_chunks,
+        window_bytes=1024 * window_kib,
         give_up_s=patience,
+        contacts=Contacts(contact, contacts),
         software=f"encoder-node {__version__}",
     )
     again = [_option(name, value) for name, value in target.settings.items()]

@@ -39,8 +39,10 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     tls_ca: str | None = None
     watch: str | None = None
     rate_kbps: Positive | None = None
-    window_chunks: Annotated[int, Meta(ge=1, le=4096)] | None = None
+    window_kib: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
     patience: Positive | None = None
+    contact: list[str] | None = None
+    contacts: str | None = None
     model: str | None = None
     quality: float | None = None
     bits_per_sample: float | None = None

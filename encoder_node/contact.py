@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from downlink.action import Close, Delivered, EdgeAction, Refused, Send
+from downlink.action import Close, Delivered, EdgeAction, Kept, Outgoing, Paused, Refused, Send
 from downlink.errors import Corrupt, LinkError
 from downlink.frame import Chunks, EdgeFrame, GroundFrame, Resend
 from downlink.manifest import scene_id as id_of
@@ -23,36 +23,55 @@ from encoder_node.log import log
 from encoder_node.outbox import Outbox
 
 POLL_S = 0.5  # how often the outbox is asked for news from other processes
+DRAIN_S = 0.3  # at least so long before the end of a pass nothing new is sent
+CANDIDATES = 4  # scenes that are looked at in advance; a large one has a list of lengths of 4 MiB
 
 
 class Contact:
-    """A stream's worth of sending. `wall` is the clock of the outbox's times to come back."""
+    """A stream's worth of sending. `wall` is the clock of the outbox's times to come back. `ends_at` is when the ground
+    is out of sight, on the clock of the calls."""
 
     def __init__(
-        self, outbox: Outbox, session: EdgeSession, frame_bytes: int, wall: Callable[[], float] = time.time
+        self,
+        outbox: Outbox,
+        session: EdgeSession,
+        frame_bytes: int,
+        wall: Callable[[], float] = time.time,
+        ends_at: float | None = None,
     ) -> None:
         self.session = session
+        self._ends_at = ends_at
         self.progress_at: float | None = None  # when the ground last had something new
         self._outbox = outbox
         self._frame_bytes = frame_bytes
         self._wall = wall
         self._said: deque[EdgeFrame] = deque()  # to be said before any chunk
+        self._candidates: deque[Outgoing] = deque()  # the next to be offered
+        self._exhausted = False  # has the outbox no more than these?
         self._look_at = 0.0
 
     @property
     def idle(self) -> bool:
         """Is there nothing to send, and nothing to hear about?"""
-        return not self.session.open and not self._said
+        return not self.session.known and not self._said
+
+    def over(self, now: float) -> bool:
+        """Is it time to stop, so that what is under way is acknowledged while the ground is in sight?"""
+        if self._ends_at is None:
+            return False
+        return now + max(DRAIN_S, 1.2 * self.session.window.took_s) >= self._ends_at
 
     def start(self, now: float) -> None:
         self._look_at = now
+        self._outbox.begin_contact()
         self._do(self.session.start(now), now)
 
     def next(self, now: float) -> EdgeFrame | None:
         """What to say now; None: nothing before the ground's next word, or before `POLL_S` has passed."""
-        if not self._said and self.session.room and (now >= self._look_at or not self.session.open):
+        if self.over(now):
+            return None
+        if not self._said:
             self._offer(now)
-            self._look_at = now + POLL_S
         if self._said:
             return self._said.popleft()
         while transmit := self.session.take(self._frame_bytes, now):
@@ -61,14 +80,14 @@ class Contact:
                 return Chunks(scene_id, tuple(self._outbox.load(scene_id, transmit.indexes)), transmit.flush)
             except Corrupt as error:
                 self._damaged(scene_id, str(error))
-                self.session.withdraw(scene_id, now)
+                self._do(self.session.withdraw(scene_id, now), now)
         return None
 
     def hear(self, frame: GroundFrame, now: float) -> None:
         """The ground has said this."""
         before = self.session.acknowledged
         actions = self.session.receive(frame, now)
-        if self.session.acknowledged > before or any(isinstance(action, Delivered) for action in actions):
+        if self.session.acknowledged > before or any(isinstance(action, Delivered | Kept) for action in actions):
             self.progress_at = now
         if isinstance(frame, Resend):
             count = sum(item.count for item in frame.ranges)
@@ -80,18 +99,29 @@ class Contact:
         self._do(self.session.tick(now), now)
 
     def _offer(self, now: float) -> None:
-        """Bring up the most urgent scenes. The last free place is kept for one that is more urgent than all open
-        ones."""
-        for scene in self._outbox.due(self.session.room, without=self.session.open, now=self._wall()):
-            urgency = self.session.urgency
-            if self.session.room < 2 and urgency is not None and scene.priority <= urgency:
-                continue
+        """Bring up the scenes whose turn it is."""
+        while scene := self._candidate(now):
+            if not self.session.wants((-scene.priority, scene.layer, scene.order)):
+                return
+            self._candidates.popleft()
             if id_of(scene.manifest) != scene.scene_id:
                 reason = f"the manifest of scene {scene.scene_id[:12]}… has changed on disk; submit the scene again"
                 self._damaged(scene.scene_id, reason)
                 continue
             log.info("offered", extra={"scene": scene.scene_id, "chunks": int((scene.lengths > 0).sum())})
             self._do(self.session.offer(scene, now), now)
+            self._outbox.offered(scene.scene_id)
+
+    def _candidate(self, now: float) -> Outgoing | None:
+        """The most urgent scene that is not known to the session."""
+        while self._candidates and self._candidates[0].scene_id in self.session.known:
+            self._candidates.popleft()
+        if now >= self._look_at or not (self._candidates or (self._exhausted and self.session.known)):
+            self._candidates = deque(self._outbox.due(CANDIDATES, without=self.session.known, now=self._wall()))
+            self._outbox.offering(self._candidates)
+            self._exhausted = len(self._candidates) < CANDIDATES  # else there are more
+            self._look_at = now + POLL_S
+        return self._candidates[0] if self._candidates else None
 
     def _damaged(self, scene_id: str, reason: str) -> None:
         log.error("damaged", extra={"scene": scene_id, "reason": reason})
@@ -105,6 +135,12 @@ class Contact:
                 case Delivered(scene_id):
                     self._outbox.delivered(scene_id)
                     log.info("delivered", extra={"scene": scene_id})
+                case Kept(scene_id):
+                    self._outbox.kept(scene_id)
+                    log.info("kept", extra={"scene": scene_id})
+                case Paused(outgoing, layer, lacks_from):
+                    self._outbox.progress(outgoing, layer, lacks_from)
+                    self._exhausted = False  # its turn comes again
                 case Refused(scene_id, refusal):
                     self._outbox.refused(scene_id, refusal, self._wall())
                     facts = {"scene": scene_id, "code": refusal.code.name.lower(), "reason": refusal.message}

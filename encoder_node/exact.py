@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from downlink import limits
 from downlink.chunk import ChunkKey, GridCoding, Kind
 from downlink.errors import SceneError
-from downlink.exact import ExactCode, Layout, encode_tile
+from downlink.exact import PALETTE_MAX, ExactCode, Layout, encode_tile
 from downlink.exact_lattice import Cells, cells_of
 from downlink.exact_model import Model
 from downlink.exact_tile import Predictor
@@ -42,7 +42,8 @@ CELLS_SHARE: Final = 0.75
 """Bands with more cells per pixel than this are not worth the word."""
 CHUNK_AIM_BYTES: Final = 150 * 1024
 """Bands are put in as few blocks as keep the first tile's chunks below this: later tiles may need more."""
-_UNIT_SAMPLES: Final = 256
+PALETTE_BITS: Final = 64
+"""What a palette costs beside its gaps, about."""
 
 Progress = Callable[[int, int], None]
 
@@ -140,7 +141,7 @@ class _GridEncoder:
                 if hole is not None and hole.all():
                     progress()
                     continue
-                chunks = encode_tile(code, pixels, hole, layouts_of(pixels, hole))
+                chunks = encode_tile(code, pixels, hole, layouts_of(pixels, hole, self.max_error))
                 largest = max(map(len, chunks.values()))
                 if largest > limits.CHUNK_BYTES_MAX or (largest > aim and code.planes_per_chunk > 1):
                     raise _ChunkTooLarge(code.planes_per_chunk * CHUNK_AIM_BYTES // largest)
@@ -165,7 +166,7 @@ class _GridEncoder:
     def _sample(self, window: Window) -> Sample:
         pixels = self.reader.source.read(self.reader.number, window)
         hole = _hole(pixels, self.grid.nodata)
-        return Sample(pixels, hole, layouts_of(pixels, hole))
+        return Sample(pixels, hole, layouts_of(pixels, hole, self.max_error))
 
     def _sample_windows(self) -> list[Window]:
         """All tiles if that is not too much; else windows spread over the grid, one in each cell of a lattice."""
@@ -195,8 +196,8 @@ def _hole(pixels: NDArray[Any], nodata: int | None) -> NDArray[np.bool_] | None:
     return hole if hole.any() else None
 
 
-def layouts_of(pixels: NDArray[Any], nodata: NDArray[np.bool_] | None) -> list[Layout]:
-    """How values of each band of a tile (bands, height, width) lie: where they repeat, what they are multiples of."""
+def layouts_of(pixels: NDArray[Any], nodata: NDArray[np.bool_] | None, max_error: int) -> list[Layout]:
+    """How the samples of each band of a tile (bands, height, width) lie: where they repeat, which values they have."""
     layouts = []
     patterns: list[Cells] = []
     for band, plane in enumerate(pixels):
@@ -211,17 +212,24 @@ def layouts_of(pixels: NDArray[Any], nodata: NDArray[np.bool_] | None) -> list[L
                 patterns.append(cells)
             cells = found or cells
         valid = plane.ravel() if nodata is None else plane[~nodata[band]]
-        layouts.append(Layout(cells, *_unit(valid)))
+        layouts.append(Layout(cells, _palette(valid, max_error)))
     return layouts
 
 
-def _unit(values: NDArray[Any]) -> tuple[int, int]:
-    """(unit, offset) with values = offset + multiples of unit, unit as large as can be; (1, 0) if there is none."""
+def _palette(values: NDArray[Any], max_error: int) -> NDArray[np.int64] | None:
+    """The values that these samples have, if naming them saves more bits than it costs: that is when there are few, and
+    gaps between those that are frequent. None if two of them are so close that one may stand for the other."""
     if not values.size:
-        return 1, 0
-    first = int(values[0])
-    for part in (values[:: max(1, values.size // _UNIT_SAMPLES)], values):
-        unit = int(np.gcd.reduce(part.astype(np.int64) - first))
-        if unit <= 1:
-            return 1, 0
-    return unit, first % unit
+        return None
+    low = int(values.min())
+    counts = np.bincount(values.ravel().astype(np.int64) - low)
+    places = np.flatnonzero(counts)
+    if not 2 <= len(places) <= PALETTE_MAX:
+        return None
+    gaps = np.diff(places)
+    if 2 * max_error >= gaps.min():
+        return None
+    around = (np.append(gaps, gaps[-1]) + np.insert(gaps, 0, gaps[0])) / 2
+    saved = float(counts[places] @ np.log2(around))
+    cost = PALETTE_BITS + float((np.log2(gaps) + 2).sum())
+    return places + low if saved > 2 * cost else None

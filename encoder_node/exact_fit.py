@@ -1,59 +1,51 @@
-"""Fits the model of an exact grid to sample tiles: least squares, then integers.
+"""Fits the model of an exact grid to sample tiles.
 
-Floats are welcome here: whatever they give, the decoder gets integers. Each rule is fitted to the samples that will be
-there when it is used (rounded ones, where errors are allowed), so the sample tiles are coded along, level by level.
-
-Prediction: weighted least squares, each sample weighted by the inverse of the error variance expected there, because
-otherwise a few edges decide for all (measured: a tenth of the bits of interpolated bands). Neighbours join one by one
-(orthogonal matching pursuit), while they save more bits than their weights cost to send. Activity: the absolute error
-is regressed on the errors around.
+Each rule is fitted to the samples that will be there when it is used (rounded ones, where errors are allowed), so the
+sample tiles are coded along, level by level; `exact_rule` has the least squares. Only the coarse levels, which share
+rules, are fitted to unrounded samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from downlink.exact import Layout, quantised_errors
-from downlink.exact_lattice import LEVELS, NEAREST, PHASES, A
+from downlink.exact import Layout, taken_offers
+from downlink.exact_lattice import COARSE, LEVELS, NEAREST, PARTS, PHASES, A, framed, rule_level, shifted
 from downlink.exact_model import (
-    ACTIVITY_MAX,
-    EXPONENT_MAX,
     REFERENCES_MAX,
-    WEIGHT_MAX,
+    Copying,
     Model,
     Rule,
     activities,
-    activities_sent,
     candidates,
     own_candidates,
     ring_candidates,
 )
-from downlink.exact_table import FAMILIES, exact_tables, scale_index
-from downlink.exact_tile import Predictor, Quantiser, Site, TileState, compile_taps
+from downlink.exact_quantiser import Quantiser
+from downlink.exact_tile import Predictor, Site, TileState, compile_taps
 from downlink.scene import Grid
-
-Floats = NDArray[np.float64]
+from encoder_node.exact_copy import SHARE_MIN, choose_copying
+from encoder_node.exact_rule import Floats, fit_activity, fit_weights, trial_bits
 
 ROWS: Final = 8192
 """Samples that a rule is fitted to."""
-FIRST_ROWS: Final = 3072
-"""Samples of the first, unweighted fit, which only has to find where errors are large."""
+COARSE_VALUES: Final = 1 << 20
+"""Numbers kept for the rules of the coarse levels, for each phase: fewer samples where there are many bands."""
 ORDER_ROWS: Final = 8192
 WEIGHTS_MAX: Final = 48
 WEIGHT_BITS: Final = 6.0
 """What a weight costs to send, about."""
 GAIN_BITS: Final = 4.0
 """What a neighbour must save on the samples it is chosen on: the best of many useless ones saves as much by chance."""
-NOISE: Final = 0.02
-"""Share of the error variance that rounding the weights may add."""
-_PATIENCE: Final = 6
-_MULTIPLES: Final = (0.85, 1.0, 1.2, 1.5)
+COPYING_ROWS_MIN: Final = 64
 _GOLDEN: Final = 0.6180339887498949
+
+_Key = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -70,84 +62,219 @@ def fit_model(grid: Grid, max_error: int, samples: Sequence[Sample], weights_max
     return _Fit(grid, max_error, samples, weights_max).model
 
 
-class _Fit:
-    """Sample tiles on their way from coarse to fine, and the rules so far."""
+class _Walk:
+    """Sample tiles on their way from coarse to fine, all at the same site, under the rules so far."""
 
-    def __init__(self, grid: Grid, max_error: int, samples: Sequence[Sample], weights_max: int) -> None:
-        self.weights_max = weights_max
-        self.scale = max(1.0, grid.samples / sum(sample.pixels.size for sample in samples))
-        order, references = _order(samples)
-        means = [_mean(samples, band) for band in range(len(grid.bands))]
-        self.model = Model(order, references, np.array(means, np.int64), {})
-        self.predictor = Predictor(self.model)
-        self.tiles = [
+    def __init__(self, grid: Grid, max_error: int, samples: Sequence[Sample], model: Model) -> None:
+        self.model, self.predictor = model, Predictor(model)
+        self._tiles = [
             (
                 sample,
                 TileState(
                     self.predictor,
                     (len(grid.bands), *sample.pixels.shape[1:]),
                     grid.dtype,
-                    [Quantiser.of(grid.dtype, grid.nodata, max_error, one.unit, one.offset) for one in sample.layouts],
+                    [Quantiser.of(grid.dtype, grid.nodata, max_error, one.palette) for one in sample.layouts],
                     [one.cells for one in sample.layouts],
                     sample.nodata,
                 ),
             )
             for sample in samples
         ]
-        for band in order:
-            sites = [_Sampled(*tile, site) for tile in self.tiles for site in tile[1].first_sites(band)]
-            self._fit_rule((band, LEVELS, A), sites)
-        for level in range(LEVELS - 1, -1, -1):
-            for band in order:
-                self._fit_level(band, level)
 
-    def _fit_level(self, band: int, level: int) -> None:
-        """All phases of a level: each tile waits at its next site until the rule for that has been fitted."""
-        walks = [state.sites(band, level) for _, state in self.tiles]
-        waiting = [next(walk, None) for walk in walks]
-        for phase in PHASES:
-            sites = []
-            for (sample, state), site in zip(self.tiles, waiting, strict=True):
-                if site is not None and site.phase == phase:
-                    sites.append(_Sampled(sample, state, site))
-            self._fit_rule((band, level, phase), sites)
-            for at, site in enumerate(waiting):
-                if site is not None and site.phase == phase:
-                    waiting[at] = next(walks[at], None)
-
-    def _use(self, key: tuple[int, int, int], rule: Rule) -> None:
+    def use(self, key: _Key, rule: Rule) -> None:
         self.model.rules[key] = rule
         if key[2] != A:
-            self.predictor.taps[key] = compile_taps(rule, key[2], len(self.model.references[key[0]]))
+            self.predictor.taps[key] = compile_taps(rule, *key[1:], len(self.model.references[key[0]]))
 
-    def _fit_rule(self, key: tuple[int, int, int], sites: list[_Sampled]) -> None:
-        """Fit a rule, and settle its sites by it."""
-        band, _, phase = key
-        references = self.model.references[band]
-        terms = activities(phase, len(references))
+    def plain(self, key: _Key) -> Rule:
+        """A rule without weights: the mean of the four nearest."""
+        near = len(self.model.references[key[0]])
+        return Rule(2, np.zeros(candidates(*key[1:], near), np.int64), 0, np.zeros(activities(key[2], near), np.int64))
+
+    def first_sites(self, band: int) -> list[_Sampled]:
+        return [_Sampled(sample, state, site) for sample, state in self._tiles for site in state.first_sites(band)]
+
+    def sites(self, band: int, level: int) -> Iterator[tuple[int, list[_Sampled]]]:
+        """Phase by phase, the sites that the tiles have in it. All must be settled before the next phase is taken: each
+        tile waits at its next site until the others are there."""
+        walks = [state.sites(band, level) for _, state in self._tiles]
+        waiting = [next(walk, None) for walk in walks]
+        for phase in PHASES:
+            there = [site is not None and site.phase == phase for site in waiting]
+            yield (
+                phase,
+                [
+                    _Sampled(sample, state, site)
+                    for (sample, state), site in zip(self._tiles, waiting, strict=True)
+                    if site is not None and site.phase == phase
+                ],
+            )
+            waiting = [next(walk, None) if at else site for walk, at, site in zip(walks, there, waiting, strict=True)]
+
+
+class _Fit:
+    """`model`, fitted."""
+
+    def __init__(self, grid: Grid, max_error: int, samples: Sequence[Sample], weights_max: int) -> None:
+        self._grid, self._max_error, self._samples, self._weights_max = grid, max_error, samples, weights_max
+        self._scale = max(1.0, grid.samples / sum(sample.pixels.size for sample in samples))
+        order, references = _order(samples)
+        means = np.array([_mean(samples, band) for band in range(len(grid.bands))], np.int64)
+        self.model = Model(order, references, means, {})
+        self._walk = _Walk(grid, max_error, samples, self.model)
+        for band in order:
+            self._fit_rule((band, LEVELS, A), self._walk.first_sites(band))
+        self._fit_coarse()
+        for level in range(COARSE - 1, -1, -1):
+            for band in order:
+                for phase, sites in self._walk.sites(band, level):
+                    self._fit_rule((band, level, phase), sites)
+
+    def _fit_rule(self, key: _Key, sites: list[_Sampled]) -> None:
+        """Fit a rule to sites, and settle them by it."""
+        plain = self._walk.plain(key)
         total = sum(one.site.samples for one in sites)
+        collected = self._collect(sites, total, len(plain.activity))
+        copying = self._copying(key, sites, collected, total)
+        if copying is not None:
+            self._walk.use(key, replace(plain, copying=copying))
+            for one in sites:
+                one.copy(self._grid.nodata, self._max_error)
+            total = sum(one.site.samples for one in sites)
+            collected = self._collect(sites, total, len(plain.activity))
+        weighted = replace(self._weighted(key, collected, total), copying=copying)
+        self._walk.use(key, weighted)
+        for one in sites:
+            collected.settle(one)
+        self._walk.use(key, self._active(key, weighted, collected, total))
+
+    def _collect(self, sites: list[_Sampled], total: int, terms: int) -> _Collected:
+        collected = _Collected()
         for one in sites:
             one.choose(ROWS / max(ROWS, total))
-        chosen = sum(len(one.rows) for one in sites)
-        design = np.concatenate([one.design(self.model) for one in sites]) if sites else np.empty((0, 0))
-        if not chosen or not design.shape[1]:
-            exponent, weights = 0, np.zeros(candidates(phase, len(references)), np.int64)
-            active = np.empty((0, terms))
-        else:
-            target = np.concatenate([one.target(self.model) for one in sites])
-            active = np.concatenate([one.active(terms) for one in sites])
-            price = max(GAIN_BITS, WEIGHT_BITS * chosen / (total * self.scale))
-            step = 4.0 * min(one.state.quantisers[band].step for one in sites)
-            exponent, weights = _fit_weights(design, target, active, step, price, self.weights_max)
-        self._use(key, Rule(exponent, weights, 0, np.zeros(terms, np.int64)))
-        found = [one.settle() for one in sites]
-        if not chosen:
-            return
-        errors, fractions = (np.concatenate([one[part] for one in found]) for part in range(2))
-        if not len(active):
-            active = np.concatenate([one.active(terms) for one in sites])
-        family, activity = _fit_activity(errors, fractions, active, phase, len(references), total * self.scale / chosen)
-        self._use(key, Rule(exponent, weights, family, activity))
+            collected.take(one, self.model, terms)
+        return collected
+
+    def _copying(self, key: _Key, sites: list[_Sampled], collected: _Collected, total: int) -> Copying | None:
+        """How samples of the sites are copied, if that pays."""
+        _, _, phase = key
+        if phase == A or collected.rows < COPYING_ROWS_MIN:
+            return None
+        if sum(float(one.exact_repeats().sum()) for one in sites) < SHARE_MIN * collected.rows:
+            return None
+        references = self.model.references[key[0]]
+        repeats = np.concatenate([one.repeats(self._max_error) for one in sites])
+        witnessed = [np.concatenate([one.witnessed(near) for one in sites]) for near in references]
+        data = collected.design(), collected.target(), collected.active()
+
+        def trial(rest: NDArray[np.bool_]) -> float:
+            price = self._price(int(rest.sum()), total)
+            design, target, active = (one[rest] for one in data)
+            most, near = self._weights_max, len(references)
+            return trial_bits(design, target, active, 4.0 * collected.step, price, most, phase, near)
+
+        return choose_copying(repeats, witnessed, trial)
+
+    def _price(self, rows: int, total: int) -> float:
+        """What a weight must save on so many samples of `total`."""
+        return max(GAIN_BITS, WEIGHT_BITS * rows / (total * self._scale))
+
+    def _fit_coarse(self) -> None:
+        """Rules that the coarse levels share: weights from a walk without rounding, activities from the walk itself."""
+        order = self.model.order
+        keys = [(band, COARSE, phase) for band in order for phase in PHASES]
+        plain = Model(order, self.model.references, self.model.means, {})
+        ahead = _Walk(self._grid, 0, self._samples, plain)
+        for key in [*keys, *((band, LEVELS, A) for band in order)]:
+            ahead.use(key, ahead.plain(key))
+        for band in order:
+            for one in ahead.first_sites(band):
+                one.settle()
+        found = self._walk_coarse(ahead, design=True)
+        for key in keys:
+            self._walk.use(key, self._weighted(key, *found[key]))
+        found = self._walk_coarse(self._walk, design=False)
+        for key in keys:
+            self._walk.use(key, self._active(key, self.model.rules[key], *found[key]))
+
+    def _walk_coarse(self, walk: _Walk, design: bool) -> dict[_Key, tuple[_Collected, int]]:
+        """Take all tiles through the coarse levels; per rule what was seen, and how many samples there were."""
+        order = self.model.order
+        width = candidates(COARSE, PHASES[-1], REFERENCES_MAX)
+        pixels = sum(sample.pixels[0].size for sample in self._samples)
+        rows = max(256, COARSE_VALUES // (width * len(order)))
+        share = rows / max(rows, pixels >> 2 * COARSE)
+        found: dict[_Key, tuple[_Collected, int]] = {
+            (band, COARSE, phase): (_Collected(), 0) for band in order for phase in PHASES
+        }
+        for level in range(LEVELS - 1, COARSE - 1, -1):
+            for band in order:
+                for phase, sites in walk.sites(band, level):
+                    collected, total = found[band, COARSE, phase]
+                    terms = activities(phase, len(self.model.references[band]))
+                    for one in sites:
+                        one.choose(share)
+                        collected.take(one, self.model, terms, design)
+                        collected.settle(one)
+                        total += one.site.samples
+                    found[band, COARSE, phase] = collected, total
+        return found
+
+    def _weighted(self, key: _Key, collected: _Collected, total: int) -> Rule:
+        plain = self._walk.plain(key)
+        if not collected.rows or not len(plain.weights):
+            return plain
+        price = self._price(collected.rows, total)
+        design, target, active = collected.design(), collected.target(), collected.active()
+        exponent, weights = fit_weights(design, target, active, 4.0 * collected.step, price, self._weights_max)
+        return Rule(exponent, weights, 0, plain.activity)
+
+    def _active(self, key: _Key, rule: Rule, collected: _Collected, total: int) -> Rule:
+        if not collected.rows:
+            return rule
+        errors, fractions = collected.errors()
+        near, scale = len(self.model.references[key[0]]), total * self._scale / collected.rows
+        family, activity = fit_activity(errors, fractions, collected.active(), key[2], near, scale)
+        return replace(rule, family=family, activity=activity)
+
+
+class _Collected:
+    """What chosen samples of sites have shown."""
+
+    def __init__(self) -> None:
+        self.rows, self.step = 0, 1
+        self._designs: list[Floats] = []
+        self._targets: list[Floats] = []
+        self._actives: list[Floats] = []
+        self._errors: list[NDArray[np.int32]] = []
+        self._fractions: list[NDArray[np.int32]] = []
+
+    def take(self, one: _Sampled, model: Model, terms: int, design: bool = True) -> None:
+        """Look at the chosen samples of a site before it is settled."""
+        self.rows += len(one.rows)
+        self.step = one.state.quantisers[one.site.band].step
+        self._actives.append(one.active(terms))
+        if design:
+            self._designs.append(one.design(model))
+            self._targets.append(one.target(model))
+
+    def settle(self, one: _Sampled) -> None:
+        errors, fractions = one.settle()
+        self._errors.append(errors)
+        self._fractions.append(fractions)
+
+    def design(self) -> Floats:
+        return np.concatenate(self._designs)
+
+    def target(self) -> Floats:
+        return np.concatenate(self._targets)
+
+    def active(self) -> Floats:
+        return np.concatenate(self._actives)
+
+    def errors(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        return np.concatenate(self._errors), np.concatenate(self._fractions)
 
 
 class _Sampled:
@@ -161,7 +288,7 @@ class _Sampled:
     def choose(self, share: float) -> None:
         """Look at this share of the coded samples, spread evenly; all if it is 1."""
         count = self.site.samples
-        wanted = count if share >= 1 else max(1, int(count * share))
+        wanted = count if share >= 1 else min(count, 1 + int(count * share))
         self.rows = np.arange(wanted)
         if wanted < count:
             self.rows = (self.rows * _GOLDEN % 1 * count).astype(np.intp)
@@ -187,7 +314,8 @@ class _Sampled:
             nearest = self._nearest(band)
             mean = sum(nearest)
             columns = [4 * one - mean for one in nearest[:3]]
-            columns += [4 * self._at(self.state.near(self.site, band, n)) - mean for n in own_candidates(phase)[3:]]
+            own = own_candidates(rule_level(self.site.level), phase)[3:]
+            columns += [4 * self._at(self.state.near(self.site, band, n)) - mean for n in own]
             if near:
                 mean = sum(self._nearest(near[0]))
                 columns += [4 * self._at(self.state.near(self.site, near[0], n)) - mean for n in ring_candidates(phase)]
@@ -210,10 +338,34 @@ class _Sampled:
             columns += [self._at(self.state.activity_term(self.site, number, spread)) for number in range(1, terms)]
         return np.stack(columns, axis=1)
 
+    def exact_repeats(self) -> NDArray[np.bool_]:
+        """(chosen): whether a sample is exactly one of its four nearest, before any rounding."""
+        level, phase, shape = self.site.level, self.site.phase, self.site.values.shape
+        plane = self.sample.pixels[self.site.band]
+        cut = [plane[row << level :: 2 << level, col << level :: 2 << level] for row, col in PARTS]
+        parts = [framed(part if part.size else cut[A], *cut[A].shape) for part in cut]
+        near = [self._at(shifted(parts[n.part], n, shape)) for n in NEAREST[phase]]
+        pixels = self._at(self._pixels())
+        return np.logical_or.reduce([pixels == one for one in near])
+
+    def repeats(self, max_error: int) -> NDArray[np.bool_]:
+        """(chosen, 4): which of its four nearest a sample may be a copy of."""
+        pixels = self._at(self._pixels())
+        return np.stack([np.abs(pixels - near) <= max_error for near in self._nearest(self.site.band)], axis=1)
+
+    def witnessed(self, band: int) -> NDArray[np.bool_]:
+        """(chosen, 4): which of its four nearest the sample of another band repeats."""
+        return np.stack([same.ravel()[self._place] for same in self.state.repeats(self.site, [band])], axis=1)
+
+    def copy(self, nodata: int | None, max_error: int) -> None:
+        """Settle the samples that the rule there is lets be copies."""
+        for offer in self.state.offers(self.site):
+            self.state.copy(self.site, offer, taken_offers(self._pixels(), offer, nodata, max_error))
+
     def settle(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Settle the site by the rule there is; errors and fractions of the chosen samples."""
         expected = self.state.expect(self.site)
-        errors = quantised_errors(self._pixels(), self.site, expected.value, self.state.quantisers)
+        errors = self.state.errors(self.site, expected, self._pixels())
         self.state.settle(self.site, expected, errors)
         return errors[self.rows], expected.fraction[self.rows]
 
@@ -266,117 +418,3 @@ def _detail(sample: Sample, rows: NDArray[np.intp], cols: NDArray[np.intp], dist
         for down, right in around:
             detail[hole[:, (rows + down)[:, None], cols + right]] = 0
     return np.asarray(detail.reshape(len(pixels), -1), np.float64)
-
-
-def _fit_weights(
-    design: Floats, target: Floats, active: Floats, step: float, price: float, most: int
-) -> tuple[int, NDArray[np.int64]]:
-    """(exponent, weights): of the columns of `design` that are worth `price` bits each, in the sense of the module."""
-    every = max(1, len(target) // FIRST_ROWS)
-    first, goal = design[::every], target[::every]
-    chosen, weights, _ = _pursue(first.T @ first, first.T @ goal, float(goal @ goal), len(goal), step, price, most)
-    left = np.abs(target - design[:, chosen] @ weights)
-    expected = np.maximum(active @ _regress(left, active), 0.05 * (left.mean() + step))
-    trust = 1 / (expected**2 + (0.15 * step) ** 2)
-    trust /= trust.mean()
-    trusted = design * trust[:, None]
-    gram, product = design.T @ trusted, trusted.T @ target
-    energy = float((trust * target * target).sum())
-    chosen, weights, variance = _pursue(gram, product, energy, len(target), step, price, most)
-    whole = np.zeros(design.shape[1], np.int64)
-    if not len(chosen):
-        return 0, whole
-    power = float(np.diag(gram)[chosen].sum()) / len(target)
-    finest = np.sqrt(12 * NOISE * max(variance, 0.1 * step**2) / max(power, 1e-9))
-    exponent = int(np.clip(np.ceil(-np.log2(finest)), 2, EXPONENT_MAX))
-    whole[chosen] = np.clip(np.rint(weights * 2.0**exponent), -WEIGHT_MAX, WEIGHT_MAX)
-    return exponent, whole
-
-
-def _pursue(
-    gram: Floats, product: Floats, energy: float, rows: int, step: float, price: float, most: int
-) -> tuple[NDArray[np.intp], Floats, float]:
-    """Columns joined one by one (the one that lowers the error most is next) as long as they pay; their weights; the
-    variance left."""
-    count = len(product)
-    floor = np.diag(gram) * 1e-6 + 1e-6 * rows
-    open_, left, energy_left = np.diag(gram).copy(), product.copy(), energy
-    factor = np.zeros((min(most, count), count))
-    chosen: list[int] = []
-    best, best_count = rows * _bits(energy / rows / step**2), 0
-    while len(chosen) < min(most, count):
-        gain = np.where(open_ > floor, left * left / np.maximum(open_, floor), 0.0)
-        gain[chosen] = 0
-        column = int(gain.argmax())
-        if gain[column] <= 0:
-            break
-        at = len(chosen)
-        row = (gram[column] - factor[:at, column] @ factor[:at]) / np.sqrt(open_[column])
-        factor[at] = row
-        step_left = left[column] / np.sqrt(open_[column])
-        energy_left -= gain[column]
-        left = left - row * step_left
-        open_ = open_ - row * row
-        chosen.append(column)
-        cost = rows * _bits(max(energy_left, 0.0) / rows / step**2) + price * len(chosen)
-        if cost < best:
-            best, best_count = cost, len(chosen)
-        elif len(chosen) >= best_count + _PATIENCE:
-            break
-    kept = np.array(chosen[:best_count], np.intp)
-    if not len(kept):
-        return kept, np.empty(0), energy / rows
-    part = gram[np.ix_(kept, kept)]
-    weights: Floats = np.asarray(np.linalg.solve(part + np.diag(floor[kept] * 0.1), product[kept]), np.float64)
-    return kept, weights, max(0.0, energy - 2 * float(weights @ product[kept]) + float(weights @ part @ weights)) / rows
-
-
-def _bits(variance: float) -> float:
-    """Entropy, about, of errors of this variance (in steps) after rounding."""
-    return 0.5 * float(np.log2(1 + 17 * variance))
-
-
-def _regress(size: Floats, active: Floats) -> Floats:
-    """Coefficients with which the columns of `active` sum to the expected `size`: least squares, each row in
-    proportion to what is expected of it."""
-    trust = np.ones(len(size))
-    least = 0.05 * float(size.mean()) + 1e-3
-    found: Floats = np.zeros(active.shape[1])
-    for _ in range(4):
-        weighted = active * trust[:, None]
-        gram = weighted.T @ active
-        gram[np.diag_indices_from(gram)] *= 1 + 1e-4
-        gram[np.diag_indices_from(gram)] += 1e-9
-        found = np.asarray(np.linalg.solve(gram, weighted.T @ size), np.float64)
-        trust = 1 / np.maximum(active @ found, least) ** 2
-    return found
-
-
-def _fit_activity(
-    errors: NDArray[np.int32],
-    fractions: NDArray[np.int32],
-    active: Floats,
-    phase: int,
-    references: int,
-    scale: float,
-) -> tuple[int, NDArray[np.int64]]:
-    """(family, activities) that cost the fewest bits, `scale` being how many samples each of these stands for."""
-    size = np.abs(8.0 * errors - fractions)
-    terms = active.shape[1]
-    tables = exact_tables()
-    best: tuple[float, int, NDArray[np.int64]] | None = None
-    for mode in (2, 1, 0):
-        count = activities_sent(phase, references, mode)
-        if mode < 2 and count == activities_sent(phase, references, mode + 1):
-            continue
-        found = _regress(size + 0.1, active[:, :count])
-        for family in range(FAMILIES):
-            for multiple in _MULTIPLES:
-                activity = np.zeros(terms, np.int64)
-                activity[:count] = np.clip(np.rint(64 * multiple * found), -ACTIVITY_MAX, ACTIVITY_MAX)
-                scales = scale_index(active @ activity.astype(np.float64), family)
-                cost = tables.cost_bits(errors, scales, fractions) * scale + 7.0 * count
-                if best is None or cost < best[0]:
-                    best = cost, family, activity
-    assert best is not None
-    return best[1], best[2]

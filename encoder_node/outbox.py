@@ -5,8 +5,10 @@ transaction for the manifest and all chunks. Its chunks go only when the ground 
 the row stays, so that a watched scene that is found again is answered from it. Several processes may use one outbox:
 `submit` while `run` sends.
 
-States: queued (to be sent), delivered (durable on the ground, chunks gone), refused (the ground does not take it;
-chunks are kept until an operator decides), damaged (a stored chunk fails its checksum; submit the scene again).
+States: queued (to be sent), kept (as many layers as are wanted are safe on the ground, the others wait here to be asked
+for), delivered (durable on the ground, chunks gone), refused (the ground does not take it; chunks are kept until an
+operator decides), damaged (a stored chunk fails its checksum; submit the scene again), dropped (called off by the
+ground, or kept until there was no more room; chunks gone).
 
 Refused, with `OutboxError`: outboxes written by a later program, folders that hold none where one is expected, a full
 disk, and chunks that do not match their manifest (`StreamError`). Instances belong to one thread at a time.
@@ -17,8 +19,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,50 +32,27 @@ from downlink import limits
 from downlink.action import Outgoing
 from downlink.checksum import crc32c
 from downlink.chunk import check_chunk
-from downlink.errors import Corrupt, DownlinkError
+from downlink.errors import Corrupt
 from downlink.frame import Chunk, Refusal
 from downlink.manifest import Manifest, scene_id
+from downlink.ranges import Range
 from encoder_node import room
 from encoder_node.durable import sync_folder
+from encoder_node.outbox_file import (
+    FILE,
+    OutboxError,
+    OutboxFull,
+    guarded,
+    missing,
+    open_outbox,
+    open_to_read,
+    transaction,
+)
 from encoder_node.room import Reserve
 
-FILE: Final = "outbox.sqlite"
-VERSION: Final = 1
-BUSY_S: Final = 60.0  # another process may be committing a large scene
+__all__ = ["FILE", "Entry", "Outbox", "OutboxError", "OutboxFull"]
 
-# A chunk's id is its scene's number * CHUNKS_MAX + its index: one B-tree in the order in which chunks are sent.
-SCHEMA: Final = """
-CREATE TABLE scenes (
-  number       INTEGER PRIMARY KEY AUTOINCREMENT,
-  scene_id     TEXT NOT NULL UNIQUE,
-  name         TEXT NOT NULL,
-  priority     INTEGER NOT NULL,
-  state        TEXT NOT NULL CHECK (state IN ('queued', 'delivered', 'refused', 'damaged')),
-  reason       TEXT,
-  not_before   REAL NOT NULL DEFAULT 0,
-  manifest     BLOB NOT NULL,
-  lengths      BLOB NOT NULL,
-  chunks       INTEGER NOT NULL,
-  bytes        INTEGER NOT NULL,
-  submitted_at REAL NOT NULL,
-  settled_at   REAL
-);
-CREATE INDEX by_urgency ON scenes (state, priority DESC, number);
-CREATE TABLE chunks (id INTEGER PRIMARY KEY, crc32c INTEGER NOT NULL, content BLOB NOT NULL);
-CREATE TABLE watched (path TEXT PRIMARY KEY, signature TEXT NOT NULL, scene_id TEXT, reason TEXT);
-"""
-
-
-class OutboxError(DownlinkError):
-    """The outbox cannot do what is asked."""
-
-    code = "outbox"
-
-
-class OutboxFull(OutboxError):
-    """There is no room for another scene. Later there may be."""
-
-    code = "outbox_full"
+GONE: Final = ("delivered", "dropped")  # states without chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,36 +89,21 @@ class Outbox:
         path = folder / FILE
         self.folder = folder
         self._bytes_max = bytes_max
+        self._fresh: set[str] = set()  # marked as offered, and not offered yet by this process
         self._reserve = Reserve(folder) if reserve else None
-        with _guarded(folder):
+        with guarded(folder):
             if read_only:
-                self._db = _open_to_read(path)
+                self._db = open_to_read(path)
                 return
             if create and not folder.is_dir():
                 folder.mkdir(parents=True, exist_ok=True)
                 sync_folder(folder.parent)
             elif not create and not path.exists():
-                raise _missing(folder)
-        self._despite_full_disk(lambda: self._open(path, connect or _connect))
+                raise missing(folder)
+        self._despite_full_disk(lambda: self._open(path, connect))
 
-    def _open(self, path: Path, connect: Callable[[Path], sqlite3.Connection]) -> None:
-        with _guarded(self.folder):
-            self._db = connect(path)
-            version = _version(self._db, path)
-            if version == 0:
-                self._db.execute("PRAGMA page_size = 16384")  # fewer, longer overflow pages for chunks
-                self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")  # NORMAL may lose a commit in a power cut
-            # A log longer than this is copied into the file and cut: on a full disk there is nothing but the reserve to
-            # log a deletion in.
-            self._db.execute(f"PRAGMA journal_size_limit = {limits.MIB}")
-            self._db.execute(f"PRAGMA wal_autocheckpoint = {limits.MIB // 16384}")
-            with self._transaction():
-                if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                    for statement in SCHEMA.split(";"):
-                        self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version = {VERSION}")
+    def _open(self, path: Path, connect: Callable[[Path], sqlite3.Connection] | None) -> None:
+        self._db = open_outbox(path, connect)
 
     def __enter__(self) -> Self:
         return self
@@ -153,37 +116,48 @@ class Outbox:
     def close(self) -> None:
         self._db.close()
 
-    def submit(self, packed: bytes, chunks: Iterable[bytes], *, priority: int = 0, again: bool = False) -> Entry:
-        """Keep a scene: its packed manifest and all its chunks, pages first. Durable when this returns.
+    def submit(
+        self,
+        packed: bytes,
+        chunks: Iterable[bytes],
+        *,
+        priority: int = 0,
+        again: bool = False,
+        layers: int | None = None,
+    ) -> Entry:
+        """Keep a scene: its packed manifest and all its chunks, pages first. Durable when this returns. With `layers`,
+        only so many are sent; the others wait to be asked for.
 
-        A scene that is here already stays as it is, but for its priority, which is raised to `priority` if that is
-        higher. With three exceptions: one that the ground refused is queued again, one whose chunks are damaged gets
-        them anew, and so does a delivered one if it is to go `again`: the ground may have lost it since, and answers
-        at once if it has not. Raises `OutboxFull` when there is no room; nothing else is dropped for it.
+        A scene that is here already stays as it is, but for its priority and its layers, which are raised to those
+        given if these are higher. With three exceptions: one that the ground refused is queued again, one whose chunks
+        are damaged gets them anew, and so does a delivered or dropped one if it is to go `again`: the ground may have
+        lost it since, and answers at once if it has not. Raises `OutboxFull` when there is no room; nothing that is to
+        be sent is dropped for it.
         """
         manifest = Manifest.unpack(packed)
         name = scene_id(packed)
         size = len(packed) + manifest.payload_bytes
-        with _guarded(self.folder), self._transaction():
+        with guarded(self.folder), transaction(self._db):
             query = "SELECT number, state, priority FROM scenes WHERE scene_id = ?"
             row = self._db.execute(query, (name,)).fetchone()
             if row is not None and row[1] == "refused":
                 self._requeue(name)
-            if row is not None and row[1] != "damaged" and not (again and row[1] == "delivered"):
-                if row[1] != "delivered":
+            if row is not None and row[1] != "damaged" and not (again and row[1] in GONE):
+                if row[1] not in GONE:
                     query = "UPDATE scenes SET priority = max(priority, ?) WHERE number = ?"
                     self._db.execute(query, (priority, row[0]))
+                    self._raise_layers(name, layers)
                 return self.entry(name)
             if row is not None:
                 if row[1] == "damaged":
                     priority = max(priority, row[2])
                 self._delete_chunks(row[0])
                 self._db.execute("DELETE FROM scenes WHERE number = ?", (row[0],))
-            self.check_room(size)
+            self._make_room(size)
             number = self._db.execute(
-                "INSERT INTO scenes (scene_id, name, priority, state, manifest, lengths, chunks, bytes, submitted_at)"
-                " VALUES (?, ?, ?, 'queued', ?, x'', 0, ?, ?)",
-                (name, manifest.scene.name, priority, packed, size, time.time()),
+                "INSERT INTO scenes (scene_id, name, priority, state, manifest, lengths, chunks, bytes, submitted_at,"
+                " offered, layers) VALUES (?, ?, ?, 'queued', ?, x'', 0, ?, ?, ?, ?)",
+                (name, manifest.scene.name, priority, packed, size, time.time(), row is not None, layers),
             ).lastrowid
             assert number is not None
             lengths = self._insert(number, manifest, chunks)
@@ -192,22 +166,40 @@ class Outbox:
             return self.entry(name)
 
     def check_room(self, size: int = 1) -> None:
-        """Raise `OutboxFull` unless a scene of `size` bytes may be taken in."""
-        if self._bytes_max is not None:
-            with _guarded(self.folder):
-                query = "SELECT coalesce(sum(bytes), 0), count(*) FROM scenes WHERE state != 'delivered'"
-                held, scenes = self._db.execute(query).fetchone()
-            if held + size > self._bytes_max:
-                raise OutboxFull(
-                    f"the outbox {self.folder} holds {held} bytes of {scenes} scenes, {size} more would pass its bound "
-                    f"of {self._bytes_max}; wait until some are delivered, or raise --outbox-mb"
-                )
-        free = room.free_bytes(self.folder)
+        """Raise `OutboxFull` unless a scene of `size` bytes may be taken in, for which kept ones may go."""
+        if reason := self._lack(size, without_kept=True):
+            raise OutboxFull(reason)
+
+    def _make_room(self, size: int) -> None:
+        self.check_room(size)
+        while self._lack(size):
+            query = "SELECT scene_id FROM scenes WHERE state = 'kept' ORDER BY settled_at LIMIT 1"
+            [oldest] = self._db.execute(query).fetchone()
+            self._drop(oldest, "its finer layers made room for newer scenes")
+
+    def _lack(self, size: int, without_kept: bool = False) -> str:
+        """Why there is no room for a scene of `size` bytes; empty if there is."""
+        with guarded(self.folder):
+            query = "SELECT coalesce(sum(bytes), 0), count(*) FROM scenes WHERE state NOT IN ('delivered', 'dropped')"
+            held, scenes = self._db.execute(query).fetchone()
+            reusable = self._db.execute("PRAGMA freelist_count").fetchone()[0]
+            reusable *= self._db.execute("PRAGMA page_size").fetchone()[0]
+            if without_kept:
+                query = "SELECT coalesce(sum(bytes), 0), count(*) FROM scenes WHERE state = 'kept'"
+                kept, count = self._db.execute(query).fetchone()
+                held, scenes, reusable = held - kept, scenes - count, reusable + kept
+        if self._bytes_max is not None and held + size > self._bytes_max:
+            return (
+                f"the outbox {self.folder} holds {held} bytes of {scenes} scenes, {size} more would pass its bound of "
+                f"{self._bytes_max}; wait until some are delivered, or raise --outbox-mb"
+            )
+        free = room.free_bytes(self.folder) + min(size, reusable)  # what is written twice needs the log once at least
         if free < 2 * size + room.RESERVE_BYTES:
-            raise OutboxFull(
+            return (
                 f"the disk of the outbox {self.folder} is full: {free} bytes are free, a scene of {size} bytes needs "
                 f"{2 * size + room.RESERVE_BYTES}; free some space and try again"
             )
+        return ""
 
     def _insert(self, number: int, manifest: Manifest, chunks: Iterable[bytes]) -> NDArray[np.uint32]:
         """Check and store all chunks; their lengths."""
@@ -249,29 +241,63 @@ class Outbox:
 
     def _entries(self, where: str, values: Sequence[object]) -> list[Entry]:
         columns = "scene_id, name, state, priority, chunks, bytes, submitted_at, settled_at, reason"
-        with _guarded(self.folder):
+        with guarded(self.folder):
             rows = self._db.execute(f"SELECT {columns} FROM scenes {where}", values).fetchall()
         return [Entry(*row) for row in rows]
 
     def due(self, most: int, *, without: frozenset[str] = frozenset(), now: float | None = None) -> list[Outgoing]:
-        """At most `most` scenes to be sent now, the most urgent first, leaving out those in `without`."""
+        """At most `most` scenes to be sent now, leaving out those in `without`: the highest priority first, then the
+        lowest layer, as far as `progress` has told, then the oldest."""
         moment = time.time() if now is None else now
+        marks = ",".join("?" * len(without))
         query = (
-            "SELECT scene_id, manifest, lengths, priority, number FROM scenes"
-            " WHERE state = 'queued' AND not_before <= ? ORDER BY priority DESC, number LIMIT ?"
+            "SELECT scene_id, manifest, lengths, priority, number, offered, coalesce(layer, 0), layers, first,"
+            " lacks_from FROM scenes LEFT JOIN temp.progress USING (number)"
+            f" WHERE state = 'queued' AND not_before <= ? AND scene_id NOT IN ({marks})"
+            " ORDER BY priority DESC, coalesce(layer, 0), number LIMIT ?"
         )
-        with _guarded(self.folder):
-            rows = self._db.execute(query, (moment, most + len(without))).fetchall()
-        scenes = [Outgoing(row[0], row[1], np.frombuffer(row[2], "<u4"), row[3], row[4]) for row in rows]
-        return [scene for scene in scenes if scene.scene_id not in without][:most]
+        with guarded(self.folder):
+            rows = self._db.execute(query, (moment, *without, most)).fetchall()
+        return [
+            Outgoing(
+                row[0], row[1], np.frombuffer(row[2], "<u4"), row[3], row[4],
+                lacks_from=0 if not row[5] or row[0] in self._fresh else row[9], layer=row[6], layers=row[7],
+                first=_ranges(row[8]),
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def offering(self, scenes: Iterable[Outgoing]) -> None:
+        """These are about to be offered: from now on, also after a crash, the ground may have something of them."""
+        fresh = [scene for scene in scenes if scene.lacks_from == 0 and scene.scene_id not in self._fresh]
+        if fresh:
+            with guarded(self.folder), transaction(self._db):
+                query = "UPDATE scenes SET offered = 1 WHERE number = ?"
+                self._db.executemany(query, [(scene.order,) for scene in fresh])
+            self._fresh.update(scene.scene_id for scene in fresh)
+
+    def offered(self, name: str) -> None:
+        """The ground may have something of it by now."""
+        self._fresh.discard(name)
+
+    def begin_contact(self) -> None:
+        """What was under way when the last contact ended may be lost."""
+        with guarded(self.folder):
+            self._db.execute("UPDATE temp.progress SET lacks_from = NULL")
+
+    def progress(self, scene: Outgoing, layer: int, lacks_from: int | None) -> None:
+        """The scene was sent up to this layer, and this chunk. Forgotten at the end of the process."""
+        with guarded(self.folder):
+            row = (scene.order, layer, lacks_from)
+            self._db.execute("INSERT OR REPLACE INTO temp.progress VALUES (?, ?, ?)", row)
 
     def undelivered(self) -> list[Entry]:
-        """Scenes that are not known to be safe on the ground."""
-        return [entry for entry in self.entries() if entry.state != "delivered"]
+        """Scenes that should be on the ground and are not known to be safe there."""
+        return [entry for entry in self.entries() if entry.state in ("queued", "refused", "damaged")]
 
     def load(self, name: str, indexes: Sequence[int]) -> list[Chunk]:
         """Chunks, read back and checked. `Corrupt` when the disk has changed one."""
-        with _guarded(self.folder):
+        with guarded(self.folder):
             number = self._number(name)
             chunks = []
             for index in indexes:
@@ -290,8 +316,8 @@ class Outbox:
         self._despite_full_disk(lambda: self._delivered(name))
 
     def _delivered(self, name: str) -> None:
-        with _guarded(self.folder):
-            with self._transaction():
+        with guarded(self.folder):
+            with transaction(self._db):
                 query = "UPDATE scenes SET state = 'delivered', reason = NULL, settled_at = ? WHERE scene_id = ?"
                 self._db.execute(query, (time.time(), name))
                 self._delete_chunks(self._number(name))
@@ -299,11 +325,17 @@ class Outbox:
                 # Nothing to move: gives the disk back at once. As a script: `execute` would stop after one page.
                 self._db.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")
 
+    def kept(self, name: str) -> None:
+        """The ground has, durably, what is to be sent of the scene for now."""
+        with guarded(self.folder), transaction(self._db):
+            query = "UPDATE scenes SET state = 'kept', reason = NULL, settled_at = ? WHERE scene_id = ?"
+            self._db.execute(f"{query} AND state = 'queued'", (time.time(), name))
+
     def refused(self, name: str, refusal: Refusal, now: float | None = None) -> None:
         """The ground does not take the scene: for now, if it named a time to come back, else until `resend`."""
         moment = time.time() if now is None else now
         reason = f"{refusal.code.name.lower()}: {refusal.message}"
-        with _guarded(self.folder), self._transaction():
+        with guarded(self.folder), transaction(self._db):
             later = refusal.retry_after_s > 0
             not_before, settled_at = (moment + refusal.retry_after_s, None) if later else (0.0, moment)
             row = ("queued" if later else "refused", reason, not_before, settled_at, name)
@@ -312,7 +344,7 @@ class Outbox:
 
     def damaged(self, name: str, reason: str) -> None:
         """A stored chunk cannot be used: do not try to send the scene again."""
-        with _guarded(self.folder), self._transaction():
+        with guarded(self.folder), transaction(self._db):
             query = "UPDATE scenes SET state = 'damaged', reason = ?, settled_at = ? WHERE scene_id = ?"
             self._db.execute(query, (reason, time.time(), name))
 
@@ -326,32 +358,32 @@ class Outbox:
                 raise OutboxError(
                     f"{len(found)} scenes have an id that begins with {name!r}; see `encoder-node status`"
                 )
-            if found[0].state in ("delivered", "damaged"):
+            if found[0].state in (*GONE, "damaged", "kept"):
                 raise OutboxError(f"scene {found[0].scene_id} is {found[0].state}: submit the scene itself again")
             chosen += found
         if not names:
             waiting = (entry for entry in self.entries() if entry.state in ("queued", "refused"))
             chosen = [entry for entry in waiting if entry.reason]
-        with _guarded(self.folder), self._transaction():
+        with guarded(self.folder), transaction(self._db):
             for entry in chosen:
                 self._requeue(entry.scene_id)
         return [self.entry(entry.scene_id) for entry in chosen]
 
     def next_due_at(self) -> float | None:
         """When the next queued scene may be sent (wall clock), or None if none is queued."""
-        with _guarded(self.folder):
+        with guarded(self.folder):
             found = self._db.execute("SELECT min(not_before) FROM scenes WHERE state = 'queued'").fetchone()[0]
         return None if found is None else float(found)
 
     def seen(self, path: str) -> tuple[str, str | None] | None:
         """(signature, reason of failure or None) of a watched file that was taken before."""
-        with _guarded(self.folder):
+        with guarded(self.folder):
             row = self._db.execute("SELECT signature, reason FROM watched WHERE path = ?", (path,)).fetchone()
         return None if row is None else (row[0], row[1])
 
     def note(self, path: str, signature: str, reason: str | None) -> None:
         """Remember that a watched file, in this state, was submitted, or why it could not be."""
-        with _guarded(self.folder), self._transaction():
+        with guarded(self.folder), transaction(self._db):
             self._db.execute(
                 "INSERT INTO watched (path, signature, reason) VALUES (?, ?, ?)"
                 " ON CONFLICT (path) DO UPDATE SET signature = excluded.signature, reason = excluded.reason",
@@ -363,6 +395,20 @@ class Outbox:
         if row is None:
             raise OutboxError(f"{self.folder} holds no scene {name}; `encoder-node status` lists what it holds")
         return int(row[0])
+
+    def _drop(self, name: str, reason: str) -> None:
+        """Forget a scene's chunks though the ground does not have them all."""
+        query = "UPDATE scenes SET state = 'dropped', reason = ?, settled_at = ? WHERE scene_id = ?"
+        self._db.execute(query, (reason, time.time(), name))
+        self._delete_chunks(self._number(name))
+
+    def _raise_layers(self, name: str, layers: int | None) -> None:
+        """Send so many layers at least; None: all."""
+        query = (
+            "UPDATE scenes SET layers = ?1, state = CASE state WHEN 'kept' THEN 'queued' ELSE state END"
+            " WHERE scene_id = ?2 AND layers IS NOT NULL AND (?1 IS NULL OR ?1 > layers)"
+        )
+        self._db.execute(query, (layers, name))
 
     def _delete_chunks(self, number: int) -> None:
         first = number * limits.CHUNKS_MAX
@@ -385,66 +431,7 @@ class Outbox:
         if self._reserve is not None:
             self._reserve.take()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:  # a full disk has rolled back by itself
-                self._db.execute("ROLLBACK")
-            raise
 
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # Threads: the sender keeps to one worker thread of its own.
-    return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-
-
-def _missing(folder: Path) -> OutboxError:
-    return OutboxError(f"{folder} holds no outbox ({FILE} is missing); `encoder-node submit` makes one")
-
-
-def _version(db: sqlite3.Connection, path: Path) -> int:
-    """The version of an outbox, 0 for one that is being made; refuses those of a later program."""
-    version = int(db.execute("PRAGMA user_version").fetchone()[0])
-    if version not in (0, VERSION):
-        raise OutboxError(f"{path} is of version {version}, this program knows {VERSION}; update this program")
-    return version
-
-
-def _open_to_read(path: Path) -> sqlite3.Connection:
-    """An outbox, without the right to write it, and without waiting for anybody."""
-    if not path.exists():
-        raise _missing(path.parent)
-    modes = ["mode=ro"]
-    if not path.with_name(path.name + "-wal").exists():  # nobody has it open, so it does not change; SQLite wants
-        modes.append("mode=ro&immutable=1")  # to make that file even so, which a folder of others does not allow
-    for mode in modes:
-        db = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", timeout=BUSY_S, isolation_level=None, uri=True)
-        try:
-            if _version(db, path) == 0:
-                raise _missing(path.parent)
-        except BaseException as error:
-            db.close()
-            if isinstance(error, sqlite3.OperationalError) and mode != modes[-1]:
-                continue
-            raise
-        return db
-    raise AssertionError
-
-
-@contextmanager
-def _guarded(folder: Path) -> Iterator[None]:
-    """SQLite's and the file system's errors as ours."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        if "full" in str(error):
-            reason = f"the disk of the outbox {folder} is full ({error})"
-            raise OutboxFull(f"{reason}; free some space and try again") from error
-        advice = "see whether another program uses it"
-        raise OutboxError(f"the outbox {folder} does not work ({error}); {advice}") from error
-    except OSError as error:
-        raise OutboxError(f"the outbox {folder} cannot be made ({error.strerror})") from error
+def _ranges(packed: bytes) -> tuple[Range, ...]:
+    numbers = np.frombuffer(packed, "<u4").tolist()
+    return tuple(Range(first, count) for first, count in zip(numbers[::2], numbers[1::2], strict=True))

@@ -3,6 +3,7 @@ own."""
 
 from __future__ import annotations
 
+import math
 import random
 
 BURST_S = 0.25  # a pause may be made up for by at most this much of the rate at once
@@ -19,6 +20,13 @@ class Bucket:
         self._rate = rate
         self._tokens = 0.0
         self._filled_at = now
+
+    def change(self, rate: float | None, now: float) -> None:
+        """From now on, another rate."""
+        if rate != self._rate:
+            self.delay(now)
+            self._tokens = 0.0 if self._rate is None else min(0.0, self._tokens)
+            self._rate, self._filled_at = rate, now
 
     def delay(self, now: float) -> float:
         """Seconds until the next message may go."""
@@ -42,9 +50,9 @@ class Backoff:
         self._random = random.Random(seed)
         self._tries = 0
 
-    def next_s(self) -> float:
-        """How long to wait now."""
-        full = min(self._most_s, self._first_s * 2.0**self._tries)
+    def next_s(self, most_s: float = math.inf) -> float:
+        """How long to wait now; `most_s` while time is precious."""
+        full = min(self._most_s, most_s, self._first_s * 2.0**self._tries)
         self._tries = min(self._tries + 1, 32)
         return full * self._random.uniform(0.5, 1.0)
 

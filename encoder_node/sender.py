@@ -3,8 +3,9 @@ send.
 
 It carries frames, sleeps and looks at the clock, so that the session need not. After a cut it comes back with
 exponential back-off and goes on where the ground says. With `rate_kbps` it keeps to that rate, protocol buffers
-included (not HTTP/2's own few bytes per frame). It never decides that a scene is safe: only the ground's word, passed
-on by the session, lets the outbox forget one.
+included (not HTTP/2's own few bytes per frame). With a schedule it sends only while the ground is in sight, and ends
+each contact in time for all to be acknowledged that is under way. It never decides that a scene is safe: only the
+ground's word, passed on by the session, lets the outbox forget one.
 
 Raises `LinkError` when asked to stop with an empty outbox and that cannot be had.
 """
@@ -13,10 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,17 +30,23 @@ from downlink import limits
 from downlink.errors import LinkError
 from downlink.framing import edge_message, ground_frame
 from downlink.session import EdgeSession
+from downlink.window import START_BYTES, Window
 from downlink.wire import link_pb2_grpc
 from encoder_node.channel import Tls, channel
-from encoder_node.contact import POLL_S, Contact
+from encoder_node.config import ConfigError
+from encoder_node.contact import DRAIN_S, POLL_S, Contact
 from encoder_node.log import log
 from encoder_node.outbox import Outbox, OutboxError
 from encoder_node.pace import Backoff, Bucket
+from encoder_node.schedule import Contacts, Pass
 
 FRAME_BYTES = 256 * 1024  # chunk bytes per frame, when there is no rate limit
 LINGER_S = 10.0  # how long a stream stays open with nothing to send
 GRACE_S = 4.0  # at shutdown, for the frame being written and again for the last acknowledgements
 PATIENCE_S_MAX = 3600.0
+PASS_RETRY_S = 2.0  # at most, between streams while a pass lasts
+LOOK_S = 5.0  # how often the schedule is looked at
+ROUND_TRIP_S = 5.0  # until it is measured: a rate that is kept fills no buffers, whatever the window
 # trying the same again changes nothing
 HOPELESS_TRIES = 3
 HOPELESS = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED")
@@ -52,20 +61,22 @@ class Options:
     ground: str  # HOST:PORT
     tls: Tls | None = None  # None: plain, anybody may read along
     rate_kbps: float | None = None  # 1000 bits per second; None: as fast as it goes
-    window_chunks: int = limits.UNACKED_CHUNKS_MAX
+    window_bytes: int = limits.UNACKED_BYTES_MAX  # un-acknowledged at most; less where less fills the link
     patience_s: float = 120.0  # a stream on which nothing is heard for so long is given up
     give_up_s: float = 60.0  # with `until_empty`: without any progress for so long
     software: str = "encoder-node"
+    contacts: Contacts = field(default_factory=Contacts)  # when the ground is in sight
 
     @property
     def rate(self) -> float | None:
         """Bytes per second."""
         return None if self.rate_kbps is None else self.rate_kbps * 125.0
 
-    @property
-    def frame_bytes(self) -> int:
-        """Frames of at most half a second, so that a slow link is not held up by its own buffers."""
-        return FRAME_BYTES if self.rate is None else int(min(FRAME_BYTES, max(4096.0, self.rate / 2)))
+
+def frame_bytes(rate: float | None) -> int:
+    """Frames of at most half a second at `rate` bytes per second, so that a slow link is not held up by its own
+    buffers."""
+    return FRAME_BYTES if rate is None else int(min(FRAME_BYTES, max(4096.0, rate / 2)))
 
 
 class Sender:
@@ -75,11 +86,14 @@ class Sender:
         self.outbox = outbox
         self.options = options
         self.bucket = Bucket(options.rate, time.monotonic())  # one for all streams: a cut must not refill it
+        start = START_BYTES if options.rate is None else max(START_BYTES, int(options.rate * ROUND_TRIP_S))
+        self.window = Window(options.window_bytes, start)
         self.stopping = asyncio.Event()
         self.progress_at = time.monotonic()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="outbox")
         self._patience_s = options.patience_s
         self._hopeless = 0
+        self._waiting_for: float | None = 0.0
 
     def stop(self) -> None:
         """Finish what is in flight and return from `run`."""
@@ -90,15 +104,23 @@ class Sender:
         backoff = Backoff()
         trouble = ""
         self.progress_at = time.monotonic()
+        seen: Pass | None = None
         while not self.stopping.is_set():
+            in_sight, now_in = await self._in_sight(until_empty)
+            if not in_sight:
+                self.progress_at = time.monotonic()
+                continue
+            if now_in != seen:
+                backoff.reset()  # what went wrong in the last pass says nothing about this one
+                seen, self.progress_at = now_in, time.monotonic()
             if await self.disk(lambda: self.outbox.due(1)):
                 began = time.monotonic()
-                trouble = await self._contact(until_empty)
+                trouble = await self._contact(until_empty, now_in)
                 if trouble and not self.stopping.is_set():
                     if self.progress_at >= began:
                         backoff.reset()
                         self._patience_s = self.options.patience_s
-                    delay = backoff.next_s()
+                    delay = backoff.next_s(math.inf if now_in is None else PASS_RETRY_S)
                     facts = {"ground": self.options.ground, "reason": trouble, "retry_s": round(delay, 2)}
                     log.warning("link down", extra=facts)
                     await self.pause(delay)
@@ -124,12 +146,40 @@ class Sender:
         what = f"{len(entries)} scenes are" if len(entries) > 1 else "1 scene is"
         return f"{what} not delivered: {first.name} {first.scene_id[:12]}… is {first.state}{why}"
 
-    async def _contact(self, until_empty: bool) -> str:
+    async def _in_sight(self, until_empty: bool) -> tuple[bool, Pass | None]:
+        """Is the ground in sight now, and by which pass? If not, some time has been waited."""
+        try:
+            schedule = self.options.contacts.schedule()
+        except ConfigError as error:  # being written, perhaps; a pass must not be missed for it
+            log.error("no schedule", extra={"reason": str(error)})
+            await self.pause(LOOK_S)
+            return False, None
+        if schedule is None:
+            return True, None
+        now = time.time()
+        if (current := schedule.current(now)) is not None:
+            if current.end - now > 2 * DRAIN_S:
+                return True, current
+            await self.pause(current.end - now)
+            return False, None
+        start = schedule.next_start(now)
+        if until_empty and (left := await self._left()) and start is None:
+            raise LinkError(f"there is no contact after {_shown(now)}; {left}")
+        if until_empty and not left:
+            return True, None  # there is nothing to do
+        if start != self._waiting_for:
+            self._waiting_for = start
+            log.info("waiting for contact", extra={"start": None if start is None else _shown(start)})
+        await self.pause(min(LOOK_S, max(0.0, (now + LOOK_S if start is None else start) - now)))
+        return False, None
+
+    async def _contact(self, until_empty: bool, now_in: Pass | None) -> str:
         """One stream, from its opening to its end. Returns what went wrong, or nothing."""
         options = self.options
-        chunk_s = (
-            limits.CHUNK_BYTES_MAX / options.rate if options.rate else 0.0
-        )  # nothing is heard while one is on its way
+        rate = now_in.rate_kbps * 125.0 if now_in and now_in.rate_kbps else options.rate
+        self.bucket.change(rate, time.monotonic())
+        ends_at = None if now_in is None else time.monotonic() + now_in.end - time.time()
+        chunk_s = limits.CHUNK_BYTES_MAX / rate if rate else 0.0  # nothing is heard while one is on its way
         settings = [
             ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
             ("grpc.max_send_message_length", limits.MESSAGE_BYTES_MAX),
@@ -139,8 +189,8 @@ class Sender:
             ("grpc.use_local_subchannel_pool", 1),  # a new connection each time: gRPC's own back-off would add to ours
         ]
         patience_s = max(self._patience_s, 4 * chunk_s)
-        session = EdgeSession(options.software, window_chunks=options.window_chunks, patience_s=patience_s)
-        contact = Contact(self.outbox, session, options.frame_bytes)
+        session = EdgeSession(options.software, window=self.window, patience_s=patience_s)
+        contact = Contact(self.outbox, session, frame_bytes(rate), ends_at=ends_at)
         stub: Any = link_pb2_grpc.LinkServiceStub
         try:
             connection = channel(options.ground, settings, options.tls)
@@ -148,7 +198,7 @@ class Sender:
             return str(error)
         async with connection:
             try:
-                await _Stream(stub(connection).Deliver(), contact, self).run(until_empty)
+                await _Stream(stub(connection).Deliver(), contact, self, ends_at).run(until_empty)
             except grpc.aio.AioRpcError as error:
                 trouble = f"{error.code().name}: {error.details()}"
                 # Not at once: a flipped bit in what we have said looks like that too.
@@ -186,10 +236,15 @@ async def wait(event: asyncio.Event, seconds: float) -> None:
             await event.wait()
 
 
+def _shown(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
 class _Stream:
     """A contact's gRPC stream: a talker, a listener and a watchdog."""
 
-    def __init__(self, call: Any, contact: Contact, sender: Sender) -> None:
+    def __init__(self, call: Any, contact: Contact, sender: Sender, ends_at: float | None) -> None:
+        self._ends_at = ends_at
         self._call = call
         self._contact = contact
         self._sender = sender
@@ -202,13 +257,15 @@ class _Stream:
         watchdog = asyncio.create_task(self._watch())
         stopping = asyncio.create_task(self._sender.stopping.wait())
         try:
-            await asyncio.wait({talker, listener, watchdog, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            all_tasks = {talker, listener, watchdog, stopping}
+            await asyncio.wait(all_tasks, timeout=self._left_s(math.inf), return_when=asyncio.FIRST_COMPLETED)
             if stopping.done():
                 self._news.set()
                 await asyncio.wait({talker, listener}, timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
             if talker.done() and not talker.exception() and not listener.done():
                 await self._call.done_writing()
-                await asyncio.wait({listener, watchdog}, timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
+                grace_s = self._left_s(GRACE_S)
+                await asyncio.wait({listener, watchdog}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
             elif talker.done() and talker.exception():
                 await asyncio.wait({listener}, timeout=1.0)  # it knows better why writing has failed
             for task in (listener, watchdog, talker):
@@ -223,14 +280,22 @@ class _Stream:
                 task.cancel()
             await asyncio.gather(talker, listener, watchdog, stopping, return_exceptions=True)
 
+    def _left_s(self, most_s: float) -> float | None:
+        """Seconds until the ground is out of sight; None: no bound."""
+        left_s = most_s if self._ends_at is None else max(0.1, self._ends_at - time.monotonic())
+        return None if left_s == math.inf else left_s
+
     async def _talk(self, until_empty: bool) -> None:
         contact, sender = self._contact, self._sender
         await sender.disk(lambda: contact.start(time.monotonic()))
         idle_since = time.monotonic()
         while not sender.stopping.is_set():
             now = time.monotonic()
+            if contact.over(now):
+                log.info("end of contact", extra={"unacknowledged": contact.session.unacked})
+                return
             if delay := sender.bucket.delay(now):
-                await sender.pause(delay)
+                await sender.pause(min(delay, POLL_S))
                 continue
             self._news.clear()
             frame = await sender.disk(lambda: contact.next(time.monotonic()))

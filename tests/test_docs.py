@@ -23,7 +23,7 @@ MAKE = re.compile(r"^make (\w+)", re.MULTILINE)
 PROMISED = """
 encoder-node encode --model --quality --bits-per-sample --psnr
 encoder-node submit --outbox --model --quality --bits-per-sample --psnr --priority
-encoder-node run --outbox --ground --watch --once
+encoder-node run --outbox --ground --watch --once --contact --contacts
 encoder-node status --outbox --json
 encoder-node resend --outbox --json
 decoder-node serve --archive --listen --workers

@@ -18,7 +18,7 @@ from tests.scenes import PATCH, PATCH_CODING, fake_stream
 
 OF_THE_LINK = {  # and the test that tries it
     "MESSAGE_BYTES_MAX": "test_receiver.py",
-    "UNACKED_CHUNKS_MAX": "test_wire.py",
+    "UNACKED_BYTES_MAX": "test_wire.py",
     "STREAMS_PER_NODE_MAX": "test_admission.py",
     "NODES_MAX": "test_admission.py",
     "HELLOS_PER_MINUTE_MAX": "test_admission.py",

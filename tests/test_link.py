@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from downlink.errors import LinkError
 from downlink.limits import CHUNKS_MAX
 from downlink.manifest import Manifest
 from encoder_node.outbox import FILE, Outbox
+from encoder_node.schedule import Contacts
 from encoder_node.sender import Options, Sender
 from tests.streams import Stream, stream
 
@@ -161,7 +164,7 @@ def test_cuts_cost_at_most_a_window_each(tmp_path: Path) -> None:
     async def main() -> tuple[int, int]:
         async with ground(tmp_path) as (address, _):
             proxy = Proxy(address, meddle)
-            await deliver(outbox(tmp_path, made), await proxy.start(), window_chunks=window)
+            await deliver(outbox(tmp_path, made), await proxy.start(), window_bytes=window * 4000)
             proxy.close()
             return proxy.down, proxy.connections
 
@@ -337,3 +340,64 @@ def test_a_silent_ground_is_given_up_and_tried_again(tmp_path: Path) -> None:
 
     asyncio.run(asyncio.wait_for(main(), 30))
     check_arrived(tmp_path, made)
+
+
+def soon(*spans: tuple[float, float]) -> Contacts:
+    """Passes from so many seconds from now until so many."""
+    now = datetime.now(UTC)
+    return Contacts(
+        [f"{(now + timedelta(seconds=a)).isoformat()}/{(now + timedelta(seconds=b)).isoformat()}" for a, b in spans]
+    )
+
+
+def test_it_sends_in_passes_only_and_stops_cleanly_at_their_ends(tmp_path: Path) -> None:
+    made = stream(2, side=320, chunk_bytes=4000)
+    seconds: list[float] = []
+    logged: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logged.append(record.getMessage())
+
+    async def main() -> tuple[int, int]:
+        async with ground(tmp_path) as (address, durable):
+            box = outbox(tmp_path, made)
+            began = time.monotonic()
+
+            def meddle(piece: bytes, before: int) -> bytes:
+                seconds.append(time.monotonic() - began)
+                return piece
+
+            proxy = Proxy(address, meddle)
+            options = Options(
+                ground=await proxy.start(), rate_kbps=600, contacts=soon((1.0, 3.5), (4.5, 7.0), (8.0, 30.0))
+            )
+            handler = Listener()
+            logging.getLogger("encoder_node").addHandler(handler)
+            logging.getLogger("encoder_node").setLevel("INFO")
+            try:
+                await Sender(box, options).run(until_empty=True)
+            finally:
+                logging.getLogger("encoder_node").removeHandler(handler)
+            proxy.close()
+            assert durable == [made.id]
+            return proxy.down, proxy.connections
+
+    down, connections = asyncio.run(main())
+    check_arrived(tmp_path, made)
+    assert connections == 3
+    assert down < 1.03 * len(made.file) + 3 * 3000  # nothing was sent twice
+    for second in seconds:
+        assert 0.9 < second < 3.7 or 4.4 < second < 7.2 or second > 7.9, second
+    assert max(second for second in seconds if second < 4) > 2.2  # and the passes are used
+    assert logged.count("end of contact") == 2
+    assert "link down" not in logged
+
+
+def test_without_a_further_pass_it_says_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        options = Options(ground="127.0.0.1:1", contacts=soon((-20.0, -10.0)))
+        await Sender(outbox(tmp_path, stream()), options).run(until_empty=True)
+
+    with pytest.raises(LinkError, match=r"there is no contact after 20.*Z; 1 scene is not delivered"):
+        asyncio.run(main())

@@ -16,7 +16,7 @@ import pytest
 from downlink.errors import Corrupt, StreamError, TooLarge
 from downlink.frame import Refusal, RefusalCode
 from downlink.limits import CHUNKS_MAX
-from encoder_node.outbox import FILE, Outbox, OutboxError
+from encoder_node.outbox import FILE, Outbox, OutboxError, OutboxFull
 from tests.streams import Stream, stream
 
 
@@ -139,7 +139,7 @@ def test_the_disk_is_given_back(box: Outbox) -> None:
     size = sum(path.stat().st_size for path in box.folder.iterdir())
     box.delivered(made.id)
     assert size > 1_000_000
-    assert sum(path.stat().st_size for path in box.folder.iterdir()) < 200_000
+    assert sum(path.stat().st_size for path in box.folder.iterdir()) < 220_000
 
 
 def test_urgent_scenes_are_due_first_then_the_oldest(box: Outbox) -> None:
@@ -257,10 +257,102 @@ def test_a_folder_without_an_outbox_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_outbox_of_the_first_version_is_brought_up_to_date(box: Outbox) -> None:
+    made = stream()
+    submit(box, made)
+    db = box._db
+    for statement in (
+        "DROP INDEX by_urgency", "ALTER TABLE scenes DROP COLUMN offered", "ALTER TABLE scenes DROP COLUMN layers",
+        "ALTER TABLE scenes DROP COLUMN first", "DROP TABLE answered", "DROP TABLE settings",
+        "CREATE INDEX by_urgency ON scenes (state, priority DESC, number)", "PRAGMA user_version = 1",
+    ):  # fmt: skip
+        db.execute(statement)
+    box.close()
+    with Outbox(box.folder, read_only=True) as looking:
+        assert looking.entries()[0].state == "queued"
+    with Outbox(box.folder) as again:
+        [scene] = again.due(9)
+        assert (scene.scene_id, scene.lacks_from, scene.layers) == (
+            made.id,
+            None,
+            None,
+        )  # the ground may have some of it
+        assert [chunk.content for chunk in again.load(made.id, [0])] == [made.chunks[0]]
+        assert again.submit(stream(1).packed, stream(1).chunks).state == "queued"
+        assert [scene.order for scene in again.due(9)] == [1, 2]
+
+
+def test_a_scene_that_was_never_offered_is_known_to_be_lacking_as_a_whole(box: Outbox) -> None:
+    made = stream()
+    submit(box, made)
+    scenes = box.due(9)
+    assert [scene.lacks_from for scene in scenes] == [0]
+    box.offering(scenes)
+    assert [scene.lacks_from for scene in box.due(9)] == [0]  # about to be offered, and not offered yet
+    with Outbox(box.folder) as after_a_crash:
+        assert [scene.lacks_from for scene in after_a_crash.due(9)] == [None]
+    box.offered(made.id)
+    assert [scene.lacks_from for scene in box.due(9)] == [None]
+
+
+def test_everybodys_first_layer_is_due_before_anybodys_second(box: Outbox) -> None:
+    for seed, priority in enumerate([0, 0, 5, 0]):
+        submit(box, stream(seed), priority)
+    by_id = {scene.scene_id: scene for scene in box.due(9)}
+    box.progress(by_id[stream(0).id], 1, 20)
+    box.progress(by_id[stream(2).id], 2, 30)
+    due = box.due(9)
+    assert [scene.scene_id for scene in due] == [stream(seed).id for seed in (2, 1, 3, 0)]
+    assert [scene.layer for scene in due] == [2, 0, 0, 1]
+    box.offering(due)
+    for scene in due:
+        box.offered(scene.scene_id)
+    assert [scene.lacks_from for scene in box.due(9)] == [30, None, None, 20]
+    box.begin_contact()  # what was under way may be lost
+    assert [scene.lacks_from for scene in box.due(9)] == [None] * 4
+    assert [scene.layer for scene in box.due(9)] == [2, 0, 0, 1]
+
+
+def test_a_scene_of_which_a_few_layers_are_wanted_is_kept_until_more_are(box: Outbox) -> None:
+    made = stream()
+    box.submit(made.packed, made.chunks, layers=1)
+    assert [scene.layers for scene in box.due(9)] == [1]
+    box.kept(made.id)
+    assert box.due(9) == []
+    assert box.undelivered() == []
+    assert box.load(made.id, [0])[0].content == made.chunks[0]
+    assert box.submit(made.packed, made.chunks, layers=1).state == "kept"
+    assert box.submit(made.packed, made.chunks).state == "queued"
+    assert [scene.layers for scene in box.due(9)] == [None]
+
+
+def test_kept_scenes_make_room_the_oldest_first_and_queued_ones_never(tmp_path: Path) -> None:
+    scenes = [stream(seed) for seed in range(5)]
+    size = max(len(made.file) for made in scenes) + 20
+    box = Outbox(tmp_path / "box", create=True, bytes_max=3 * size)
+    for made in scenes[:3]:
+        box.submit(made.packed, made.chunks, layers=1)
+    with pytest.raises(OutboxFull):
+        submit(box, scenes[3])
+    box.kept(scenes[1].id)
+    box.kept(scenes[0].id)
+    box.check_room(size)
+    submit(box, scenes[3])
+    states = {entry.scene_id: entry.state for entry in box.entries()}
+    assert [states[made.id] for made in scenes[:4]] == ["kept", "dropped", "queued", "queued"]
+    with pytest.raises(Corrupt, match="is gone"):
+        box.load(scenes[1].id, [0])
+    submit(box, scenes[4])
+    assert box.entry(scenes[0].id).state == "dropped"
+    assert "made room" in str(box.entry(scenes[0].id).reason)
+    with pytest.raises(OutboxFull):
+        submit(box, stream(7))
+
+
 def test_an_outbox_of_a_later_program_is_refused(box: Outbox) -> None:
     box._db.execute("PRAGMA user_version = 9")
     box.close()
-    with pytest.raises(OutboxError, match="version 9, this program knows 1"):
+    with pytest.raises(OutboxError, match="version 9, this program knows 2"):
         Outbox(box.folder)
 
 

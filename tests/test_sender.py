@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -11,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from encoder_node.log import JsonLines
 from encoder_node.pace import BURST_S, Backoff, Bucket
-from encoder_node.sender import FRAME_BYTES, Options, wait
+from encoder_node.sender import FRAME_BYTES, frame_bytes, wait
 from encoder_node.watch import Settling, candidates
 
 
@@ -32,6 +36,19 @@ def test_a_pause_is_made_up_for_by_one_burst_only() -> None:
     assert bucket.delay(3600.0) == 0.0
     bucket.spend(int(1000 * BURST_S) + 100)
     assert bucket.delay(3600.0) == pytest.approx(0.1)
+
+
+def test_a_change_of_rate_counts_from_then_on() -> None:
+    bucket = Bucket(None, 0.0)
+    bucket.spend(10**9)
+    bucket.change(1000.0, 5.0)
+    assert bucket.delay(5.0) == 0.0
+    bucket.spend(1000)
+    assert bucket.delay(5.0) == pytest.approx(1.0)
+    bucket.change(1000.0, 5.5)  # the same: nothing is forgotten
+    assert bucket.delay(5.5) == pytest.approx(0.5)
+    bucket.change(None, 5.5)
+    assert bucket.delay(5.5) == 0.0
 
 
 def test_without_a_rate_nothing_waits() -> None:
@@ -86,9 +103,9 @@ def test_waiting_ends_with_the_news_or_the_time() -> None:
 
 
 def test_frames_are_short_on_a_slow_link() -> None:
-    assert Options("x:1").frame_bytes == FRAME_BYTES
-    assert Options("x:1", rate_kbps=9.6).frame_bytes == 4096
-    assert Options("x:1", rate_kbps=800).frame_bytes == 50_000
+    assert frame_bytes(None) == FRAME_BYTES
+    assert frame_bytes(1200.0) == 4096
+    assert frame_bytes(100_000.0) == 50_000
 
 
 def test_a_file_is_taken_when_it_has_stopped_changing() -> None:
@@ -134,3 +151,15 @@ def test_every_change_of_a_scene_shows(tmp_path: Path, change: str) -> None:
             files[1].write_bytes(b"xyz")
     after = candidates(tmp_path)
     assert sum(before[path] != after[path] for path in before) == 1
+
+
+def test_the_log_has_our_tracebacks_and_not_those_of_grpc() -> None:
+    """What gRPC stumbles over is a peer's bytes, and no bug of ours."""
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        for name, expected in (("encoder_node", True), ("grpc._cython.cygrpc", False)):
+            record = logging.LogRecord(name, logging.ERROR, "file", 1, "an event", None, sys.exc_info())
+            line = json.loads(JsonLines().format(record))
+            assert line["event"] == "an event"
+            assert ("traceback" in line) is expected

@@ -34,6 +34,7 @@ from downlink.frame import (
     GroundFrame,
     Hello,
     Offer,
+    Pause,
     Refusal,
     RefusalCode,
     Resend,
@@ -109,6 +110,7 @@ edge_frames = st.one_of(
     st.builds(Hello, st.integers(0, 2**32 - 1), words),
     st.builds(Offer, ids, st.binary(min_size=1, max_size=99), st.integers(-(2**31), 2**31 - 1)),
     st.builds(Chunks, ids, st.lists(chunks, min_size=1, max_size=5).map(tuple), st.booleans()),
+    st.builds(Pause, ids),
 )
 reasons = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=40)
 refusals = st.builds(Refusal, st.sampled_from(RefusalCode), reasons, st.integers(1, RETRY_S_MAX))
@@ -185,7 +187,7 @@ def test_ranges_that_make_no_sense_are_refused(listed: list[pb.Range]) -> None:
 def test_the_longest_frames_fit_a_message() -> None:
     missing = tuple(Range(limits.CHUNKS_MAX - 2 * FRAME_RANGES_MAX + 2 * index, 1) for index in range(FRAME_RANGES_MAX))
     state = SceneState(ID, State.RECEIVING, missing)
-    parts = tuple(Chunk(2**20 - 1, 2**32 - 1, b"x") for _ in range(limits.UNACKED_CHUNKS_MAX))
+    parts = tuple(Chunk(2**20 - 1, 2**32 - 1, b"x") for _ in range(64))
     large = Chunks(ID, (*parts, Chunk(1, 2, bytes(limits.CHUNK_BYTES_MAX)), Chunk(1, 2, bytes(1 << 17))), True)
     assert len(ground_message(state).SerializeToString()) < limits.MESSAGE_BYTES_MAX
     assert len(edge_message(large).SerializeToString()) < limits.MESSAGE_BYTES_MAX
@@ -270,7 +272,7 @@ def test_the_document_states_the_bounds() -> None:
     assert stated["chunks of a scene"] == str(limits.CHUNKS_MAX)
     assert stated["open scenes per stream"] == str(OPEN_SCENES_MAX)
     assert stated["group commit"] == f"{GROUP_CHUNKS} chunks or {GROUP_S} s"
-    assert stated["window"] == f"{limits.UNACKED_CHUNKS_MAX} chunks"
+    assert stated["window"] == f"{limits.UNACKED_BYTES_MAX} bytes at most"
     assert stated["damaged chunks per stream"] == str(DAMAGED_MAX)
 
 

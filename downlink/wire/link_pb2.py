@@ -14,41 +14,43 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64ownlink/v1/link.proto\x12\x0b\x64ownlink.v1\"\x85\x01\n\tEdgeFrame\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.downlink.v1.HelloH\x00\x12#\n\x05offer\x18\x02 \x01(\x0b\x32\x12.downlink.v1.OfferH\x00\x12%\n\x06\x63hunks\x18\x03 \x01(\x0b\x32\x13.downlink.v1.ChunksH\x00\x42\x07\n\x05\x66rame\"\xb7\x01\n\x0bGroundFrame\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.downlink.v1.WelcomeH\x00\x12.\n\x0bscene_state\x18\x02 \x01(\x0b\x32\x17.downlink.v1.SceneStateH\x00\x12\x1f\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x10.downlink.v1.AckH\x00\x12%\n\x06resend\x18\x04 \x01(\x0b\x32\x13.downlink.v1.ResendH\x00\x42\x07\n\x05\x66rame\"%\n\x05Range\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"+\n\x05Hello\x12\x10\n\x08revision\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\"F\n\x07Welcome\x12\x10\n\x08revision\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\x12\x17\n\x0fopen_scenes_max\x18\x03 \x01(\r\"=\n\x05Offer\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x10\n\x08priority\x18\x03 \x01(\x05\"M\n\x06\x43hunks\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12\"\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x12.downlink.v1.Chunk\x12\r\n\x05\x66lush\x18\x03 \x01(\x08\"7\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\"\xa5\x01\n\nSceneState\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12!\n\x05state\x18\x02 \x01(\x0e\x32\x12.downlink.v1.State\x12#\n\x07missing\x18\x03 \x03(\x0b\x32\x12.downlink.v1.Range\x12%\n\x07refusal\x18\x04 \x01(\x0b\x32\x14.downlink.v1.Refusal\x12\x16\n\x0epayload_sha256\x18\x05 \x01(\x0c\"Y\n\x07Refusal\x12&\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x18.downlink.v1.RefusalCode\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x15\n\rretry_after_s\x18\x03 \x01(\r\">\n\x03\x41\x63k\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12%\n\tcommitted\x18\x02 \x03(\x0b\x32\x12.downlink.v1.Range\"N\n\x06Resend\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12\"\n\x06ranges\x18\x02 \x03(\x0b\x32\x12.downlink.v1.Range\x12\x0e\n\x06reason\x18\x03 \x01(\t*Y\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_RECEIVING\x10\x01\x12\x11\n\rSTATE_DURABLE\x10\x02\x12\x11\n\rSTATE_REFUSED\x10\x03*\xea\x01\n\x0bRefusalCode\x12\x1c\n\x18REFUSAL_CODE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REFUSAL_CODE_MALFORMED\x10\x01\x12\x18\n\x14REFUSAL_CODE_CORRUPT\x10\x02\x12\x1c\n\x18REFUSAL_CODE_UNSUPPORTED\x10\x03\x12\x1a\n\x16REFUSAL_CODE_TOO_LARGE\x10\x04\x12\x1a\n\x16REFUSAL_CODE_EXHAUSTED\x10\x05\x12\x15\n\x11REFUSAL_CODE_BUSY\x10\x06\x12\x1a\n\x16REFUSAL_CODE_FORBIDDEN\x10\x07\x32N\n\x0bLinkService\x12?\n\x07\x44\x65liver\x12\x16.downlink.v1.EdgeFrame\x1a\x18.downlink.v1.GroundFrame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64ownlink/v1/link.proto\x12\x0b\x64ownlink.v1\"\xaa\x01\n\tEdgeFrame\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.downlink.v1.HelloH\x00\x12#\n\x05offer\x18\x02 \x01(\x0b\x32\x12.downlink.v1.OfferH\x00\x12%\n\x06\x63hunks\x18\x03 \x01(\x0b\x32\x13.downlink.v1.ChunksH\x00\x12#\n\x05pause\x18\x04 \x01(\x0b\x32\x12.downlink.v1.PauseH\x00\x42\x07\n\x05\x66rame\"\xb7\x01\n\x0bGroundFrame\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.downlink.v1.WelcomeH\x00\x12.\n\x0bscene_state\x18\x02 \x01(\x0b\x32\x17.downlink.v1.SceneStateH\x00\x12\x1f\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x10.downlink.v1.AckH\x00\x12%\n\x06resend\x18\x04 \x01(\x0b\x32\x13.downlink.v1.ResendH\x00\x42\x07\n\x05\x66rame\"%\n\x05Range\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"+\n\x05Hello\x12\x10\n\x08revision\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\"F\n\x07Welcome\x12\x10\n\x08revision\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\x12\x17\n\x0fopen_scenes_max\x18\x03 \x01(\r\"=\n\x05Offer\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x10\n\x08priority\x18\x03 \x01(\x05\"M\n\x06\x43hunks\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12\"\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x12.downlink.v1.Chunk\x12\r\n\x05\x66lush\x18\x03 \x01(\x08\"7\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\"\x19\n\x05Pause\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\"\xa5\x01\n\nSceneState\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12!\n\x05state\x18\x02 \x01(\x0e\x32\x12.downlink.v1.State\x12#\n\x07missing\x18\x03 \x03(\x0b\x32\x12.downlink.v1.Range\x12%\n\x07refusal\x18\x04 \x01(\x0b\x32\x14.downlink.v1.Refusal\x12\x16\n\x0epayload_sha256\x18\x05 \x01(\x0c\"Y\n\x07Refusal\x12&\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x18.downlink.v1.RefusalCode\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x15\n\rretry_after_s\x18\x03 \x01(\r\">\n\x03\x41\x63k\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12%\n\tcommitted\x18\x02 \x03(\x0b\x32\x12.downlink.v1.Range\"N\n\x06Resend\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12\"\n\x06ranges\x18\x02 \x03(\x0b\x32\x12.downlink.v1.Range\x12\x0e\n\x06reason\x18\x03 \x01(\t*Y\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_RECEIVING\x10\x01\x12\x11\n\rSTATE_DURABLE\x10\x02\x12\x11\n\rSTATE_REFUSED\x10\x03*\xea\x01\n\x0bRefusalCode\x12\x1c\n\x18REFUSAL_CODE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REFUSAL_CODE_MALFORMED\x10\x01\x12\x18\n\x14REFUSAL_CODE_CORRUPT\x10\x02\x12\x1c\n\x18REFUSAL_CODE_UNSUPPORTED\x10\x03\x12\x1a\n\x16REFUSAL_CODE_TOO_LARGE\x10\x04\x12\x1a\n\x16REFUSAL_CODE_EXHAUSTED\x10\x05\x12\x15\n\x11REFUSAL_CODE_BUSY\x10\x06\x12\x1a\n\x16REFUSAL_CODE_FORBIDDEN\x10\x07\x32N\n\x0bLinkService\x12?\n\x07\x44\x65liver\x12\x16.downlink.v1.EdgeFrame\x1a\x18.downlink.v1.GroundFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'downlink.wire.link_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATE']._serialized_start=1119
-  _globals['_STATE']._serialized_end=1208
-  _globals['_REFUSALCODE']._serialized_start=1211
-  _globals['_REFUSALCODE']._serialized_end=1445
+  _globals['_STATE']._serialized_start=1183
+  _globals['_STATE']._serialized_end=1272
+  _globals['_REFUSALCODE']._serialized_start=1275
+  _globals['_REFUSALCODE']._serialized_end=1509
   _globals['_EDGEFRAME']._serialized_start=40
-  _globals['_EDGEFRAME']._serialized_end=173
-  _globals['_GROUNDFRAME']._serialized_start=176
-  _globals['_GROUNDFRAME']._serialized_end=359
-  _globals['_RANGE']._serialized_start=361
-  _globals['_RANGE']._serialized_end=398
-  _globals['_HELLO']._serialized_start=400
-  _globals['_HELLO']._serialized_end=443
-  _globals['_WELCOME']._serialized_start=445
-  _globals['_WELCOME']._serialized_end=515
-  _globals['_OFFER']._serialized_start=517
-  _globals['_OFFER']._serialized_end=578
-  _globals['_CHUNKS']._serialized_start=580
-  _globals['_CHUNKS']._serialized_end=657
-  _globals['_CHUNK']._serialized_start=659
-  _globals['_CHUNK']._serialized_end=714
-  _globals['_SCENESTATE']._serialized_start=717
-  _globals['_SCENESTATE']._serialized_end=882
-  _globals['_REFUSAL']._serialized_start=884
-  _globals['_REFUSAL']._serialized_end=973
-  _globals['_ACK']._serialized_start=975
-  _globals['_ACK']._serialized_end=1037
-  _globals['_RESEND']._serialized_start=1039
-  _globals['_RESEND']._serialized_end=1117
-  _globals['_LINKSERVICE']._serialized_start=1447
-  _globals['_LINKSERVICE']._serialized_end=1525
+  _globals['_EDGEFRAME']._serialized_end=210
+  _globals['_GROUNDFRAME']._serialized_start=213
+  _globals['_GROUNDFRAME']._serialized_end=396
+  _globals['_RANGE']._serialized_start=398
+  _globals['_RANGE']._serialized_end=435
+  _globals['_HELLO']._serialized_start=437
+  _globals['_HELLO']._serialized_end=480
+  _globals['_WELCOME']._serialized_start=482
+  _globals['_WELCOME']._serialized_end=552
+  _globals['_OFFER']._serialized_start=554
+  _globals['_OFFER']._serialized_end=615
+  _globals['_CHUNKS']._serialized_start=617
+  _globals['_CHUNKS']._serialized_end=694
+  _globals['_CHUNK']._serialized_start=696
+  _globals['_CHUNK']._serialized_end=751
+  _globals['_PAUSE']._serialized_start=753
+  _globals['_PAUSE']._serialized_end=778
+  _globals['_SCENESTATE']._serialized_start=781
+  _globals['_SCENESTATE']._serialized_end=946
+  _globals['_REFUSAL']._serialized_start=948
+  _globals['_REFUSAL']._serialized_end=1037
+  _globals['_ACK']._serialized_start=1039
+  _globals['_ACK']._serialized_end=1101
+  _globals['_RESEND']._serialized_start=1103
+  _globals['_RESEND']._serialized_end=1181
+  _globals['_LINKSERVICE']._serialized_start=1511
+  _globals['_LINKSERVICE']._serialized_end=1589
 # @@protoc_insertion_point(module_scope)

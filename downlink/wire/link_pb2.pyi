@@ -37,14 +37,16 @@ REFUSAL_CODE_BUSY: RefusalCode
 REFUSAL_CODE_FORBIDDEN: RefusalCode
 
 class EdgeFrame(_message.Message):
-    __slots__ = ("hello", "offer", "chunks")
+    __slots__ = ("hello", "offer", "chunks", "pause")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     offer: Offer
     chunks: Chunks
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., chunks: _Optional[_Union[Chunks, _Mapping]] = ...) -> None: ...
+    pause: Pause
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., chunks: _Optional[_Union[Chunks, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ...) -> None: ...
 
 class GroundFrame(_message.Message):
     __slots__ = ("welcome", "scene_state", "ack", "resend")
@@ -113,6 +115,12 @@ class Chunk(_message.Message):
     crc32c: int
     content: bytes
     def __init__(self, index: _Optional[int] = ..., crc32c: _Optional[int] = ..., content: _Optional[bytes] = ...) -> None: ...
+
+class Pause(_message.Message):
+    __slots__ = ("scene_id",)
+    SCENE_ID_FIELD_NUMBER: _ClassVar[int]
+    scene_id: bytes
+    def __init__(self, scene_id: _Optional[bytes] = ...) -> None: ...
 
 class SceneState(_message.Message):
     __slots__ = ("scene_id", "state", "missing", "refusal", "payload_sha256")

@@ -17,7 +17,7 @@ from tests.streams import Stream, stream
 
 pytestmark = pytest.mark.chaos
 
-WINDOW = 16  # chunks
+WINDOW = 16  # KiB
 GREETING = 2500  # bytes of HTTP/2's and our own greetings, headers and offer, per connection
 SENT_TWICE = 1.03  # of what is sent: frames around chunks
 
@@ -29,7 +29,7 @@ def both(folder: Path, window: int = WINDOW) -> Iterator[tuple[Proxy, Node, Node
     try:
         with Proxy(address) as proxy:
             submit(folder, [])
-            edge = send(folder, proxy.address, "--window-chunks", str(window))
+            edge = send(folder, proxy.address, "--window-kib", str(window))
             try:
                 yield proxy, edge, ground
             finally:
@@ -48,8 +48,7 @@ def deliver(folder: Path, made: Stream, proxy: Proxy, *nodes: Node) -> tuple[int
 
 def most(made: Stream, cuts: int, connections: int) -> float:
     """The bytes that a scene may cost with so many cuts."""
-    window = sum(sorted((len(chunk) for chunk in made.chunks), reverse=True)[:WINDOW])
-    return SENT_TWICE * (len(made.file) + cuts * window) + connections * GREETING
+    return SENT_TWICE * (len(made.file) + cuts * WINDOW * 1024) + connections * GREETING
 
 
 def test_a_cut_at_every_chunk_boundary(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ class Judge:
         self.scenes = {made.id: made for made in scenes}
         self.acked: dict[str, set[int]] = defaultdict(set)
         self.durable: set[str] = set()  # called so by the ground
-        self._archive, self._disk, self._database = archive, disk, database
+        self._disk, self._database = disk, database
+        self._streams = {made.id: archive / "streams" / f"{made.id}.dl" for made in scenes}
+        self._parts = {made.id: archive / "inbox" / f"{made.id}.part" for made in scenes}
         self._seen = (-1, -1)
         self._starts = {}
         for made in scenes:
@@ -65,7 +67,7 @@ class Judge:
 
     def forgotten(self, scene_id: str) -> None:
         """The edge deletes its copy, now."""
-        if self._content(scene_id, [self._stream(scene_id)]) != {self.scenes[scene_id].file}:
+        if self._content(scene_id, [self._streams[scene_id]]) != {self.scenes[scene_id].file}:
             raise Broken(f"the edge forgets {scene_id[:8]}, which the ground does not have, or not safely")
 
     def check_outbox(self, outbox: Outbox, scenes: list[Stream]) -> None:
@@ -91,7 +93,7 @@ class Judge:
         if rows != dict.fromkeys(self.scenes, "durable"):
             raise Broken(f"the ledger has {rows}")
         names = sorted(path for path in self._disk.names)
-        if names != sorted(self._stream(scene_id) for scene_id in self.scenes):
+        if names != sorted(self._streams[scene_id] for scene_id in self.scenes):
             raise Broken(f"the archive has {[str(path) for path in names]}")
 
     def _check_acked(self, scene_id: str) -> None:
@@ -101,8 +103,9 @@ class Judge:
         rows = self._database.execute("SELECT first, count FROM committed WHERE scene_id = ?", (scene_id,)).fetchall()
         known = {index for first, count in rows for index in range(first, first + count)}
         settled = self._database.execute("SELECT durable_at FROM scenes WHERE scene_id = ?", (scene_id,)).fetchone()
-        paths = [self._stream(scene_id), self._archive / "inbox" / f"{scene_id}.part"]
-        outcomes = self._disk.outcomes(paths)
+        outcomes = self._disk.outcomes([self._streams[scene_id], self._parts[scene_id]])
+        if known >= self.acked[scene_id] and all(found and {*found} == {made.file} for found in outcomes):
+            return
         for index in self.acked[scene_id]:
             if index not in known and not settled[0]:
                 raise Broken(f"{scene_id[:8]}: chunk {index} was acknowledged and is not in the ledger")
@@ -112,7 +115,7 @@ class Judge:
                     raise Broken(f"{scene_id[:8]}: chunk {index} was acknowledged and a power cut would lose it")
 
     def _check_durable(self, scene_id: str) -> None:
-        if self._content(scene_id, [self._stream(scene_id)]) != {self.scenes[scene_id].file}:
+        if self._content(scene_id, [self._streams[scene_id]]) != {self.scenes[scene_id].file}:
             raise Broken(f"{scene_id[:8]} was called durable, and its stream is not safe on disk, byte for byte")
 
     def _content(self, scene_id: str, paths: list[Path]) -> set[bytes | None]:
@@ -121,6 +124,3 @@ class Judge:
         for outcome in self._disk.outcomes(paths):
             found |= {None} if outcome is None else {*outcome}
         return found
-
-    def _stream(self, scene_id: str) -> Path:
-        return self._archive / "streams" / f"{scene_id}.dl"

@@ -16,8 +16,9 @@ from downlink.action import Close, Commit, Finish, GroundAction, Open, Reject, S
 from downlink.errors import LinkError
 from downlink.framing import edge_frame, edge_message, ground_frame, ground_message
 from downlink.session import EdgeSession, GroundSession
+from downlink.window import Window
 from downlink.wire import link_pb2 as pb
-from encoder_node.contact import Contact
+from encoder_node.contact import DRAIN_S, Contact
 from encoder_node.outbox import Outbox, OutboxError
 from encoder_node.pace import Backoff
 from tests.sim.disk import Database, SimDisk, Stop, Trouble
@@ -49,6 +50,7 @@ class GroundMachine:
         self.disk = SimDisk(self.trouble, capacity)
         self.database = Database(self.trouble)
         self.judge: Judge
+        self.places = 4
         self.up = False
         self.ledger: Ledger
         self._inbox: Inbox
@@ -88,7 +90,7 @@ class GroundMachine:
     def accept(self, wire: Wire, tell: Callable[[str], None]) -> bool:
         if not self.up:
             return False
-        self._streams[wire] = GroundSession("ground")
+        self._streams[wire] = GroundSession("ground", self.places)
         self._edges[wire] = tell
         return True
 
@@ -186,10 +188,11 @@ class EdgeMachine:
         self.trouble = Trouble()
         self.database = Database(self.trouble)
         self.scenes: list[Stream] = []
+        self.passes: tuple[float, float] | None = None  # every so many seconds the ground is in sight for so many
         self.up = False
         self.wire: Wire | None = None
         self.carried = 0  # bytes of streams that have ended
-        self._frame_bytes, self._window = frame_bytes, window
+        self._frame_bytes, self.window = frame_bytes, Window(window, 2000)
         self._contact: Contact | None = None
         self._outbox: _Outbox
         self._backoff = Backoff(seed=source.randrange(1 << 30))
@@ -282,12 +285,19 @@ class EdgeMachine:
         """As `Sender.run` does it. Returns when to look again."""
         if not self._outbox.due(1, now=self.time.now):
             return LOOK_S
+        ends_at = None
+        if self.passes is not None:
+            period, length = self.passes
+            since = self.time.now % period
+            if since + 2 * DRAIN_S >= length:
+                return period - since + 0.001
+            ends_at = self.time.now + length - since
         wire = Wire(self, self.ground, self.weather, self.source)
         if not self.ground.accept(wire, lambda reason: self._told(wire, reason)):
             return self._backoff.next_s()
-        session = EdgeSession("edge", window_chunks=self._window, patience_s=self._patience_s)
+        session = EdgeSession("edge", window=self.window, patience_s=self._patience_s)
         self.wire = wire
-        self._contact = Contact(self._outbox, session, self._frame_bytes, lambda: self.time.now)
+        self._contact = Contact(self._outbox, session, self._frame_bytes, lambda: self.time.now, ends_at)
         self._contact.start(self.time.now)
         return 0.0
 
@@ -301,6 +311,9 @@ class EdgeMachine:
         if frame := contact.next(self.time.now):
             wire.down.send(edge_message(frame).SerializeToString())
             return 0.0
+        if contact.over(self.time.now):  # the last acknowledgements may still come
+            self.time.after(wire.down.backlog_s + wire.delay_s, lambda: self.ground.half_closed(wire))
+            return 1000.0  # the ground ends the stream then
         if contact.idle:
             self._hang_up()
             self.time.after(wire.down.backlog_s + wire.delay_s, lambda: self.ground.half_closed(wire))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from decoder_node.inbox import Inbox
 from decoder_node.ledger import Ledger
 from downlink.action import Commit, GroundAction, Send
-from downlink.frame import Ack, Chunk, EdgeFrame, GroundFrame
+from downlink.frame import Ack, Chunk, EdgeFrame, GroundFrame, State
 from downlink.incoming import Incoming
 from downlink.ranges import runs_of
 from downlink.session import EdgeSession, GroundSession
@@ -136,7 +138,7 @@ def forgets_when_all_is_acknowledged(patch: pytest.MonkeyPatch) -> None:
 
     def hasty(self: Contact, frame: GroundFrame, now: float) -> None:
         hear(self, frame, now)
-        if isinstance(frame, Ack) and frame.scene_id in self.session.open and not self.session.unacked:
+        if isinstance(frame, Ack) and frame.scene_id in self.session.known and not self.session.unacked:
             self._outbox.delivered(frame.scene_id)
 
     patch.setattr(Contact, "hear", hasty)
@@ -146,23 +148,17 @@ def believes_any_durable(patch: pytest.MonkeyPatch) -> None:
     """What a flipped bit in a state would do without the hash in it."""
     state = EdgeSession._scene_state
 
-    def gullible(self: EdgeSession, frame: Any) -> Any:
-        from dataclasses import replace
-
-        from downlink.frame import State
-
-        return (
-            state(self, replace(frame, state=State.DURABLE, payload_sha256=self._scenes[frame.scene_id].payload_sha256))
-            if frame.scene_id in self._scenes and frame.refusal
-            else state(self, frame)
-        )
+    def gullible(self: EdgeSession, frame: Any, now: float) -> Any:
+        scene = self._scenes.get(frame.scene_id)
+        if scene is not None and frame.refusal:
+            frame = replace(frame, state=State.DURABLE, payload_sha256=scene.payload_sha256)
+        return state(self, frame, now)
 
     patch.setattr(EdgeSession, "_scene_state", gullible)
 
 
 def leaves_a_transaction_open(patch: pytest.MonkeyPatch) -> None:
     """As it was: a COMMIT that failed was not rolled back."""
-    from contextlib import contextmanager
 
     @contextmanager
     def careless(self: Ledger) -> Iterator[None]:

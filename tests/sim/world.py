@@ -22,9 +22,11 @@ class World:
     def __init__(self, seed: int, calm: bool = False) -> None:
         source = self.source = random.Random(seed)
         self.time = Time()
-        made = [stream(number, chunk_bytes=30) for number in source.sample(range(STREAMS), source.randint(1, 4))]
+        chosen = source.sample(range(STREAMS), source.choice([1, 1, 2, 2, 3, 4, 7]))
+        made = [stream(number, chunk_bytes=30) for number in chosen]
         capacity = 1 << 20 if calm else source.choice([1 << 20, 1 << 20, source.randint(600, 4000)])
         self.ground = GroundMachine(self.time, random.Random(source.random()), Path("/archive"), capacity)
+        self.ground.places = source.choice([1, 2, 4])
         self.judge = self.ground.judge = Judge(Path("/archive"), self.ground.disk, self.ground.database, made)
         self.edges = []
         for _ in range(source.choice([1, 1, 2])):
@@ -37,8 +39,10 @@ class World:
                 reorder=0 if fair else source.choice([0, 0, 0.1]),
                 damage=0 if fair else source.choice([0, 0, 0.02, 0.1]),
             )
-            frame_bytes, window = source.choice([30, 120, 400]), source.choice([1, 4, 16, 64])
+            frame_bytes, window = source.choice([30, 120, 400]), source.choice([1, 100, 500, 20_000])
             edge = EdgeMachine(self.time, random.Random(source.random()), self.ground, weather, frame_bytes, window)
+            if source.random() < 0.25:
+                edge.passes = (300.0, source.choice([30.0, 120.0]))
             self.edges.append(edge)
         self.faults_s = source.choice([20.0, 120.0, 600.0])
         self.submitted = self._submit(made)
