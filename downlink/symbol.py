@@ -143,7 +143,7 @@ class SymbolEncoder:
         """The payload. More lanes cost bytes and save time; None takes as many as cost 0.7 %, but not above `most`."""
         return finish_together([self], lanes, most)[0]
 
-    def _stream(self, lanes: int | None, most: int) -> Stream | None:
+    def _stream(self, lanes: int | None = None, most: int = rans.MAX_LANES) -> Stream | None:
         """What goes to the coder; None if nothing does."""
         self.settle()
         if not any(len(entries) for entries in self._entries):
@@ -207,7 +207,9 @@ def add_codes_together(encoders: Sequence[SymbolEncoder], codes: Codes, segments
         encoder._add_looked_up(one, _Side(exceptions, bytes(rest)))
 
 
-def finish_together(encoders: Sequence[SymbolEncoder], lanes: int | None = None) -> list[bytes]:
+def finish_together(
+    encoders: Sequence[SymbolEncoder], lanes: int | None = None, most: int = rans.MAX_LANES
+) -> list[bytes]:
     """The payloads of encoders with the same tables, whose streams are made side by side: many at once are faster."""
     streams = [encoder._stream(lanes, most) for encoder in encoders]
     chosen = [stream for stream in streams if stream is not None]
