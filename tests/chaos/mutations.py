@@ -56,13 +56,15 @@ MUTATIONS: Final = (
         "downlink/stream.py",
         "    if found != manifest.payload_sha256:",
         "    if False:",
-        "tests/test_session.py::test_a_payload_that_misses_its_hash_is_refused",
+        "tests/test_link.py::test_a_refused_scene_does_not_hold_up_the_others",
     ),
     Mutation(
         "the ground forgets finished scenes",
         "decoder_node/inbox.py",
-        "        if entry is not None and entry.durable_at is not None:",
-        "        if False:",
+        "        if entry is not None and entry.durable_at is not None:\n"
+        "            return SceneState(scene_id, State.DURABLE)\n"
+        "        if entry is not None and self._disk.exists(self.stream_path(scene_id))",
+        "        if False",
         "tests/test_inbox.py::test_a_finished_scene_leaves_a_tombstone",
     ),
     Mutation(
