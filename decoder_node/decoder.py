@@ -73,9 +73,9 @@ class PlaneDecoder:
         return out
 
 
-def _alive(some: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Planes that the synthesis may change, of those that hold something: a plane of zeros that follows a plane of zeros
-    is its mean, exactly, so that constant scenes come back as they were."""
+def _alive(some: Any) -> NDArray[np.bool_]:
+    """Planes that the synthesis may change, of those that hold something: a plane of zeros that follows a plane of
+    zeros is its mean, exactly, so that constant scenes come back as they were."""
     before = np.concatenate([[False], some[:-1]])
     return np.asarray(some | before)
 
@@ -234,8 +234,8 @@ class LatticeDecoder:
         return out
 
     def _strip(self, rows: list[list[_DecodedTile]], columns: range) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """Full and half bands of neighbouring tiles of the middle row, up to their coded size; None if nothing has arrived
-        of any. Where nothing has arrived of one, its latents count as zeros: every plane at its mean."""
+        """Full and half bands of neighbouring tiles of the middle row, up to their coded size; None if nothing has
+        arrived of any. Where nothing has arrived of one, its latents count as zeros: every plane at its mean."""
         tiles = [rows[1][column] for column in columns]
         present = [tile.values.shape for tile in tiles if tile.values is not None]
         if not present or self.front_end is None:
@@ -265,8 +265,8 @@ class LatticeDecoder:
                     source_cols, target_cols = _overlap(side, found.shape[3], left, wide, right)
                 values[:, :, target_rows, target_cols] = found[:, :, source_rows, source_cols]
         out = self.decoder.synthesise(values, self.front_end.levels)
-        some = values.any(axis=1)
-        for at, tile in enumerate(tiles):  # what a tile gives depends on itself and its halo, not on who shares its strip
+        some = np.asarray(values.any(axis=1))
+        for at, tile in enumerate(tiles):  # a tile depends on itself and its halo, not on who shares its strip
             if tile.values is not None:
                 seen = some[:, :, max(0, ends[at] - halo) : ends[at + 1] + halo].any(axis=(1, 2))
                 out[~_alive(seen), :, :, ends[at] : ends[at + 1]] = 0

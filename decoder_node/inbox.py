@@ -24,7 +24,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from decoder_node.disk import Disk
-from decoder_node.ledger import KEPT, Ledger
+from decoder_node.ledger import COMING, Ledger
 from downlink.action import Arrival
 from downlink.checksum import crc32c
 from downlink.errors import Corrupt, StreamError
@@ -84,7 +84,7 @@ class Inbox:
         if free < offered.manifest.payload_bytes + self._free_bytes_min:
             reason = f"the scene needs {offered.manifest.payload_bytes} bytes, and the ground's disk has {free} left"
             return SceneState(scene_id, State.REFUSED, (), Refusal(RefusalCode.EXHAUSTED, reason, RETRY_S))
-        if entry is not None and entry.state == "receiving" and self._disk.exists(self.part_path(scene_id)):
+        if entry is not None and entry.state in COMING and self._disk.exists(self.part_path(scene_id)):
             self._restore(offered)
         else:
             if entry is not None:
@@ -152,7 +152,7 @@ class Inbox:
         finished = []
         for entry in self._ledger.entries():
             if (
-                entry.state == "receiving"
+                entry.state in COMING
                 and self._disk.exists(self.stream_path(entry.scene_id))
                 and self._sealed_before(entry.scene_id)
             ):
@@ -161,7 +161,7 @@ class Inbox:
             if part.suffix != ".part":
                 continue
             found = self._ledger.find(part.stem) if SCENE_ID.fullmatch(part.stem) else None
-            if found is None or found.state in KEPT:
+            if found is None or found.durable_at is not None:
                 self._disk.unlink(part)
         return finished
 

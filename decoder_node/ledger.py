@@ -4,9 +4,9 @@ It is the truth: decoding is a task per row, a restart needs nothing else, and a
 duplicate of a finished scene is answered from it (its tombstone). Chunk bytes are not in it but in
 `decoder_node.inbox`'s files, which are synced before a row here says so.
 
-States: receiving -> durable -> decoded; quarantined when a scene cannot be used (before it is durable: its bytes do
-not fit its manifest; after: decoding it has failed `FAILURES_MAX` times, the stream is kept). `partial` is for scenes
-decoded before they are complete.
+States: receiving -> durable -> decoded; partial when a scene was decoded before it is complete, from where it becomes
+durable like any other; quarantined when a scene cannot be used (before it is durable: its bytes do not fit its
+manifest; after: decoding it has failed `FAILURES_MAX` times, the stream is kept).
 
 Refused, with `LedgerError`: ledgers written by a later program, and a missing one where one is expected. Instances
 belong to one thread at a time.
@@ -15,72 +15,23 @@ belong to one thread at a time.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from downlink.errors import DownlinkError
+from decoder_node.ledger_file import FILE, LedgerError, guarded, open_ledger, open_to_read, transaction
 from downlink.manifest import Manifest
 from downlink.ranges import Range
 
-FILE: Final = "ledger.sqlite"
-VERSION: Final = 2  # 1 had no `node` and no `asks`
 FAILURES_MAX: Final = 3  # a scene that fails so often, crashes included, is left alone ...
 # ... and so is one during which the node itself died so often. Far more, because it may well not be the cause.
 INTERRUPTIONS_MAX: Final = 100
-KEPT: Final = ("durable", "decoded", "partial")
+COMING: Final = ("receiving", "partial")  # states of scenes that are not complete
 
-SCHEMA: Final = """
-CREATE TABLE scenes (
-  scene_id      TEXT PRIMARY KEY,
-  name          TEXT NOT NULL,
-  state         TEXT NOT NULL CHECK (state IN ('receiving', 'durable', 'decoded', 'partial', 'quarantined')),
-  reason        TEXT,
-  priority      INTEGER NOT NULL,
-  manifest      BLOB NOT NULL,
-  chunks        INTEGER NOT NULL,
-  bytes         INTEGER NOT NULL,
-  offered_at    REAL NOT NULL,
-  durable_at    REAL,
-  decoded_at    REAL,
-  failures      INTEGER NOT NULL DEFAULT 0,
-  interruptions INTEGER NOT NULL DEFAULT 0,
-  decoding      INTEGER NOT NULL DEFAULT 0,
-  result        TEXT,
-  node          TEXT NOT NULL DEFAULT ''
-);
-CREATE TABLE committed (
-  scene_id TEXT NOT NULL REFERENCES scenes, first INTEGER NOT NULL, count INTEGER NOT NULL,
-  PRIMARY KEY (scene_id, first, count)
-) WITHOUT ROWID;
-"""
-ASKS: Final = """
-CREATE TABLE asks (
-  number      INTEGER PRIMARY KEY AUTOINCREMENT,
-  ask_id      TEXT NOT NULL UNIQUE,
-  node        TEXT NOT NULL,
-  scene_id    TEXT,
-  what        TEXT NOT NULL,
-  request     BLOB NOT NULL,
-  state       TEXT NOT NULL CHECK (state IN ('waiting', 'done', 'refused')),
-  message     TEXT,
-  asked_at    REAL NOT NULL,
-  answered_at REAL
-)
-"""
-# What brings a ledger of an earlier version up to the next one.
-MIGRATIONS: Final = {1: ("ALTER TABLE scenes ADD COLUMN node TEXT NOT NULL DEFAULT ''", ASKS)}
-
-
-class LedgerError(DownlinkError):
-    """The ledger cannot do what is asked."""
-
-    code = "ledger"
+__all__ = ["COMING", "FAILURES_MAX", "FILE", "INTERRUPTIONS_MAX", "Entry", "Ledger", "LedgerError"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,67 +94,7 @@ class Ledger:
         self._path = archive / FILE
         if not create and not self._path.exists():
             raise LedgerError(f"{archive} is no archive ({FILE} is missing); `decoder-node serve --archive` makes one")
-        if read_only:
-            self._open_to_read()
-        elif connect is not None:
-            self._db = connect(self._path)
-        else:
-            self._connect("mode=rwc")
-        with self._guarded():
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version > VERSION:
-                raise LedgerError(
-                    f"{self._path} is of version {version}, this program knows {VERSION}; update this program"
-                )
-            if read_only:
-                if 0 < version < VERSION:
-                    advice = "`decoder-node serve` brings it up to date"
-                    raise LedgerError(f"{self._path} is of version {version}, this program reads {VERSION}; {advice}")
-                return
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")  # NORMAL may lose a commit in a power cut
-            with self._transaction():
-                version = self._db.execute("PRAGMA user_version").fetchone()[0]
-                if version == 0:
-                    for statement in [*SCHEMA.split(";"), ASKS]:
-                        self._db.execute(statement)
-                elif version < VERSION:
-                    for step in range(version, VERSION):
-                        for statement in MIGRATIONS[step]:
-                            self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {VERSION}")
-
-    def _connect(self, how: str) -> None:
-        # Threads: the receiver keeps to one worker thread of its own.
-        with self._guarded():
-            self._db = sqlite3.connect(
-                f"{self._path.resolve().as_uri()}?{how}",
-                uri=True,
-                timeout=60,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-
-    def _open_to_read(self) -> None:
-        """Open without the right to write: even a reader of a WAL needs a -shm file, which a running node has made.
-
-        Where nobody writes and we may not make one, the file is all there is and can be read as it lies.
-        """
-        try:
-            self._connect("mode=ro")
-            self._db.execute("PRAGMA user_version").fetchone()
-        except (sqlite3.OperationalError, LedgerError) as error:
-            wal = self._path.resolve().with_name(f"{self._path.resolve().name}-wal")
-            if not os.access(self._path, os.R_OK):
-                raise LedgerError(f"the ledger {self._path} may not be read by this user; ask its owner") from error
-            if os.access(self._path.resolve().parent, os.W_OK):
-                return  # something else is wrong; the first query says what
-            if wal.exists():
-                raise LedgerError(
-                    f"the ledger {self._path} cannot be read by this user: its last changes are in {wal.name}, which "
-                    "only its owner can take in; run `decoder-node list` as the user of `decoder-node serve`"
-                ) from error
-            self._connect("mode=ro&immutable=1")
+        self._db = open_to_read(self._path) if read_only else open_ledger(self._path, connect)
 
     def close(self) -> None:
         self._db.close()
@@ -214,7 +105,7 @@ class Ledger:
         """A scene is offered for the first time, or again after it was quarantined on its way in. It belongs to the
         node that has offered it first, for ever."""
         values = (scene_id, manifest.scene.name, priority, packed, manifest.chunk_count, size, time.time(), node)
-        with self._guarded(), self._transaction():
+        with guarded(self._path), transaction(self._db):
             self._db.execute(
                 "INSERT INTO scenes (scene_id, name, state, priority, manifest, chunks, bytes, offered_at, node)"
                 " VALUES (?, ?, 'receiving', ?, ?, ?, ?, ?, ?) ON CONFLICT (scene_id) DO UPDATE SET"
@@ -225,39 +116,41 @@ class Ledger:
     def commit(self, ranges: Iterable[tuple[str, Range]]) -> None:
         """These chunks are on disk, synced. Durable when this returns."""
         rows = [(scene_id, item.first, item.count) for scene_id, item in ranges]
-        with self._guarded(), self._transaction():
+        with guarded(self._path), transaction(self._db):
             self._db.executemany("INSERT OR IGNORE INTO committed VALUES (?, ?, ?)", rows)
+            names = [(time.time(), scene_id) for scene_id in {row[0] for row in rows}]
+            self._db.executemany("UPDATE scenes SET progress_at = ? WHERE scene_id = ?", names)
 
     def committed(self, scene_id: str) -> list[Range]:
         """What `commit` was told, in ascending order; ranges may overlap."""
         query = "SELECT first, count FROM committed WHERE scene_id = ? ORDER BY first"
-        with self._guarded():
+        with guarded(self._path):
             return [Range(*row) for row in self._db.execute(query, (scene_id,))]
 
     def correct(self, scene_id: str, ranges: Iterable[Range]) -> None:
         """Only these chunks are good: the disk has lost others that were committed."""
-        with self._guarded(), self._transaction():
+        with guarded(self._path), transaction(self._db):
             self._db.execute("DELETE FROM committed WHERE scene_id = ?", (scene_id,))
             rows = [(scene_id, item.first, item.count) for item in ranges]
             self._db.executemany("INSERT INTO committed VALUES (?, ?, ?)", rows)
 
     def durable(self, scene_id: str) -> None:
         """The stream is whole, verified, synced and at its final place."""
-        with self._guarded(), self._transaction():
+        with guarded(self._path), transaction(self._db):
             query = "UPDATE scenes SET state = 'durable', reason = NULL, durable_at = ? WHERE scene_id = ?"
-            self._db.execute(f"{query} AND state = 'receiving'", (time.time(), scene_id))
+            self._db.execute(f"{query} AND state IN ('receiving', 'partial')", (time.time(), scene_id))
             self._db.execute("DELETE FROM committed WHERE scene_id = ?", (scene_id,))
 
     def settled(self, scene_id: str) -> bool:
         """Is the scene durable, or was it ever?"""
-        with self._guarded():
+        with guarded(self._path):
             query = "SELECT durable_at IS NOT NULL FROM scenes WHERE scene_id = ?"
             row = self._db.execute(query, (scene_id,)).fetchone()
         return row is not None and bool(row[0])
 
     def quarantine(self, scene_id: str, reason: str) -> None:
         """The scene cannot be used."""
-        with self._guarded(), self._transaction():
+        with guarded(self._path), transaction(self._db):
             self._db.execute(
                 "UPDATE scenes SET state = 'quarantined', reason = ? WHERE scene_id = ?", (reason, scene_id)
             )
@@ -269,7 +162,7 @@ class Ledger:
         """After a start: count the decodings that the last run did not live to finish. Returns scenes given up for
         it."""
         reason = f"the node died {INTERRUPTIONS_MAX} times while decoding it; try `decoder-node decode` on its stream"
-        with self._guarded(), self._transaction():
+        with guarded(self._path), transaction(self._db):
             self._db.execute("UPDATE scenes SET interruptions = interruptions + 1, decoding = 0 WHERE decoding = 1")
             given_up = "FROM scenes WHERE state = 'durable' AND interruptions >= ?"
             rows = self._db.execute(f"SELECT scene_id {given_up}", (INTERRUPTIONS_MAX,)).fetchall()
@@ -280,31 +173,59 @@ class Ledger:
         return [row[0] for row in rows]
 
     def undecoded(self, without: Iterable[str] = ()) -> str | None:
-        """The scene to decode next: those that went wrong least often first, then by priority and age."""
+        """The scene to decode next: those that went wrong least often first, then by priority; then those of the node
+        that has waited longest for a decoding, so that none has to wait for all scenes of another; then by age."""
         left_out = list(without)
         marks = ",".join("?" * len(left_out))
         query = (
             f"SELECT scene_id FROM scenes WHERE state = 'durable' AND scene_id NOT IN ({marks})"
-            " ORDER BY interruptions + failures, priority DESC, durable_at LIMIT 1"
+            " ORDER BY interruptions + failures, priority DESC,"
+            " (SELECT max(decoded_at) FROM scenes other WHERE other.node = scenes.node), durable_at LIMIT 1"
         )
-        with self._guarded():
+        with guarded(self._path):
             row = self._db.execute(query, left_out).fetchone()
         return None if row is None else str(row[0])
 
+    def coarse(self, idle_s: float, without: Iterable[str] = (), now: float | None = None) -> str | None:
+        """A scene that is not complete and worth decoding as far as it has come: nothing more has come for `idle_s`,
+        and a tenth of it or more since the last time; or less than that, and nothing for six times as long."""
+        left_out, moment = list(without), time.time() if now is None else now
+        marks = ",".join("?" * len(left_out))
+        have = "(SELECT sum(count) FROM committed WHERE committed.scene_id = scenes.scene_id)"
+        query = (
+            f"SELECT scene_id, {have} AS have FROM scenes WHERE durable_at IS NULL AND progress_at < ?"
+            f" AND state IN ('receiving', 'partial') AND interruptions < ? AND scene_id NOT IN ({marks})"
+            " AND have > decoded_chunks AND (have - decoded_chunks >= chunks / 10 OR progress_at < ?)"
+            " ORDER BY priority DESC, decoded_at, progress_at LIMIT 1"
+        )
+        values = (moment - idle_s, FAILURES_MAX, *left_out, moment - 6 * idle_s)
+        with guarded(self._path):
+            row = self._db.execute(query, values).fetchone()
+        return None if row is None else str(row[0])
+
+    def partial(self, scene_id: str, chunks: int, result: dict[str, Any] | None) -> None:
+        """The scene was decoded when so many chunks of it had come; None: it could not be yet."""
+        with guarded(self._path), transaction(self._db):
+            query = "UPDATE scenes SET decoding = 0, decoded_chunks = ? WHERE scene_id = ?"
+            self._db.execute(query, (chunks, scene_id))
+            if result is not None:
+                query = "UPDATE scenes SET state = 'partial', decoded_at = ?, result = ? WHERE scene_id = ?"
+                self._db.execute(f"{query} AND durable_at IS NULL", (time.time(), json.dumps(result), scene_id))
+
     def decoding(self, scene_id: str, begun: bool) -> None:
         """A worker begins, or was stopped without its fault."""
-        with self._guarded(), self._transaction():
+        with guarded(self._path), transaction(self._db):
             self._db.execute("UPDATE scenes SET decoding = ? WHERE scene_id = ?", (int(begun), scene_id))
 
     def decoded(self, scene_id: str, result: dict[str, Any]) -> None:
         """The GeoTIFFs and the catalogue's item are at their places."""
-        with self._guarded(), self._transaction():
+        with guarded(self._path), transaction(self._db):
             query = "UPDATE scenes SET state = 'decoded', reason = NULL, decoding = 0, decoded_at = ?, result = ?"
             self._db.execute(f"{query} WHERE scene_id = ?", (time.time(), json.dumps(result), scene_id))
 
     def failed(self, scene_id: str, reason: str) -> str:
         """Decoding has failed once more; returns the state: durable (try again) or quarantined."""
-        with self._guarded(), self._transaction():
+        with guarded(self._path), transaction(self._db):
             self._db.execute(
                 "UPDATE scenes SET failures = failures + 1, decoding = 0, reason = ?,"
                 " state = CASE WHEN failures + 1 >= ? THEN 'quarantined' ELSE state END WHERE scene_id = ?",
@@ -315,7 +236,7 @@ class Ledger:
 
     def waits(self, scene_id: str, reason: str) -> None:
         """The scene is all right but cannot be decoded here and now (its model is not installed)."""
-        with self._guarded(), self._transaction():
+        with guarded(self._path), transaction(self._db):
             self._db.execute("UPDATE scenes SET reason = ?, decoding = 0 WHERE scene_id = ?", (reason, scene_id))
 
     # --- looking ---
@@ -327,7 +248,7 @@ class Ledger:
 
     def manifest(self, scene_id: str) -> Manifest:
         """The manifest of a scene that is here."""
-        with self._guarded():
+        with guarded(self._path):
             row = self._db.execute("SELECT manifest FROM scenes WHERE scene_id = ?", (scene_id,)).fetchone()
         if row is None:
             raise LedgerError(f"the ledger {self._path} holds no scene {scene_id}; see `decoder-node list`")
@@ -343,31 +264,10 @@ class Ledger:
             " (SELECT coalesce(sum(count), 0) FROM committed c WHERE c.scene_id = s.scene_id) ELSE s.chunks END,"
             f" s.bytes, s.offered_at, s.durable_at, s.decoded_at, s.failures, s.node, s.result FROM scenes s {where}"
         )
-        with self._guarded():
+        with guarded(self._path):
             rows = self._db.execute(query, values).fetchall()
         found = []
         for row in rows:
             fields = [*row[:-1], json.loads(row[-1] or "{}")]
             found.append(Entry(*fields))
         return found
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:  # a full disk has rolled back by itself
-                self._db.execute("ROLLBACK")
-            raise
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """SQLite's errors as ours."""
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            raise LedgerError(
-                f"the ledger {self._path} does not work ({error}); see whether its disk is full or failing"
-            ) from error

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,13 +38,16 @@ from decoder_node.log import log, log_to_stderr
 from downlink.bundle import find_id
 from downlink.errors import BundleError, DownlinkError
 from downlink.manifest import Manifest
-from downlink.stream import StreamReader
+from downlink.part import PartReader
+from downlink.ranges import Range
+from downlink.stream import StreamReader, read_head
 
 if TYPE_CHECKING:
     from decoder_node.compose import Row
 
 NEEDS_GROUND = "pip install 'latent-downlink[ground]' brings it"
 STOP_S = 4.0  # a decoding that is nearly done may end; the others begin anew at the next start
+PARTIAL_AFTER_S = 10.0  # without news of a scene, and it is decoded as far as it has come
 POLL_S = 1.0  # how often a loop looks by itself: one word of news may be taken by another loop
 
 Result = TypeVar("Result")
@@ -71,11 +74,19 @@ class Decoded:
     facts: dict[str, Any]
 
 
-def decode_stream(source: Path, target: Path, model_folders: Sequence[Path], threads: int = 1) -> Decoded:
+def decode_stream(
+    source: Path,
+    target: Path,
+    model_folders: Sequence[Path],
+    threads: int = 1,
+    there: Sequence[Range] | None = None,
+) -> Decoded:
     """Decode the stream file `source` to `target` (or one file per grid beside it, `decoder_node.raster.output_paths`).
 
-    Raises `StreamError` for a damaged stream, `BundleError` when its model is not here, `MissingExtra` when a package
-    is not, `OutputError` when an output would replace the stream itself or is a folder.
+    With `there`, the file is a part of a stream, which has these chunks only: what they give is decoded, and the files
+    say that they are partial and by how much. Raises `StreamError` for a damaged stream, `BundleError` when its model
+    is not here, `MissingExtra` when a package is not, `OutputError` when an output would replace the stream itself or
+    is a folder.
     """
     try:
         from decoder_node.compose import decode_rows
@@ -85,8 +96,9 @@ def decode_stream(source: Path, target: Path, model_folders: Sequence[Path], thr
         raise MissingExtra(f"decoding needs {error.name}; {NEEDS_GROUND}") from error
     began = time.monotonic()
     with source.open("rb") as file:
-        reader = StreamReader(file)
-        reader.verify()
+        reader = StreamReader(file) if there is None else PartReader(file, there)
+        if isinstance(reader, StreamReader):
+            reader.verify()
         manifest = reader.manifest
         paths = output_paths(target, manifest.scene)
         _check_outputs(source, paths)
@@ -96,6 +108,11 @@ def decode_stream(source: Path, target: Path, model_folders: Sequence[Path], thr
             bundle = find_id(manifest.bundle, model_folders, needs="decoder.onnx")
             decoder = PlaneDecoder(bundle, threads=threads)
             tags["bundle"] = f"{bundle.name} {bundle.id.hex()[:12]}"
+        part: dict[str, Any] = {}
+        if isinstance(reader, PartReader):
+            part = {"partial": True, "layers": [round(share, 6) for share in reader.layers]}
+            part |= {"missing": round(reader.missing, 6), "stream_bytes": reader.bytes_there}
+            tags |= {"partial": "yes", "missing_percent": f"{100 * reader.missing:.4g}"}
         missing: list[float] = []
         rows = decode_rows(manifest, reader.chunk, decoder)
         for grid, strips in itertools.groupby(rows, key=lambda row: row.grid):
@@ -105,6 +122,7 @@ def decode_stream(source: Path, target: Path, model_folders: Sequence[Path], thr
         "missing": round(sum(missing) / max(1, len(missing)), 6),
         "decode_s": round(time.monotonic() - began, 3),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        **part,
     }
     return Decoded(manifest, paths, facts)
 
@@ -124,24 +142,32 @@ def _pixels(rows: Iterator[Row], missing: list[float]) -> Iterator[NDArray[np.ge
         yield row.pixels
 
 
-def archive_scene(archive: Path, scene_id: str, model_folders: Sequence[Path], received_at: float) -> dict[str, Any]:
-    """The task: decode a durable scene into the archive, within the CPU time that its size allows. Returns what the
-    ledger keeps, with paths relative to the archive."""
+def archive_scene(
+    archive: Path,
+    scene_id: str,
+    model_folders: Sequence[Path],
+    received_at: float,
+    there: Sequence[Range] | None = None,
+) -> dict[str, Any]:
+    """The task: decode a durable scene into the archive, or with `there` what has come of one, within the CPU time that
+    its size allows. Returns what the ledger keeps, with paths relative to the archive."""
     try:
         from decoder_node.catalogue import add_item
         from decoder_node.quicklook import write_quicklook
     except ImportError as error:
         raise MissingExtra(f"the archive needs {error.name}; {NEEDS_GROUND}") from error
     stream = archive / "streams" / f"{checked(scene_id)}.dl"
-    with stream.open("rb") as file:
-        bounds.allow(bounds.cpu_s(StreamReader(file).manifest.scene.samples))
+    source = stream if there is None else archive / "inbox" / f"{scene_id}.part"
+    with source.open("rb") as file:
+        bounds.allow(bounds.cpu_s(Manifest.unpack(read_head(file)).scene.samples))
     folder = archive / "scenes" / scene_id
     folder.mkdir(parents=True, exist_ok=True)
-    decoded = decode_stream(stream, folder / f"{scene_id[:12]}.tif", model_folders)
+    decoded = decode_stream(source, folder / f"{scene_id[:12]}.tif", model_folders, there=there)
     picture = write_quicklook(folder / f"{scene_id[:12]}.png", decoded.manifest.scene, decoded.paths)
     received = datetime.fromtimestamp(received_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     facts = {"received": received, **decoded.facts}
-    item = add_item(archive, scene_id, decoded.manifest, [*decoded.paths, picture, stream], facts)
+    assets = [*decoded.paths, picture, *([stream] if there is None else [])]
+    item = add_item(archive, scene_id, decoded.manifest, assets, facts)
     return {
         "assets": [str(path.relative_to(archive)) for path in decoded.paths],
         "item": str(item.relative_to(archive)),
@@ -159,10 +185,16 @@ class Outcome:
     failure: str | None = None
 
 
-def _task(archive: Path, scene_id: str, model_folders: Sequence[Path], received_at: float) -> Outcome:
+def _task(
+    archive: Path,
+    scene_id: str,
+    model_folders: Sequence[Path],
+    received_at: float,
+    there: Sequence[Range] | None = None,
+) -> Outcome:
     """`archive_scene` with its errors as values: an exception may not survive the way back to the parent."""
     try:
-        return Outcome(result=archive_scene(archive, scene_id, model_folders, received_at))
+        return Outcome(result=archive_scene(archive, scene_id, model_folders, received_at, there))
     except (BundleError, MissingExtra) as error:
         return Outcome(waits=str(error))
     except DownlinkError as error:
@@ -172,7 +204,18 @@ def _task(archive: Path, scene_id: str, model_folders: Sequence[Path], received_
         return Outcome(failure=f"{type(error).__name__}: {error}")
 
 
-Task = Callable[[Path, str, Sequence[Path], float], Outcome]
+class Task(Protocol):
+    """What a worker process does with a scene: `archive_scene`."""
+
+    def __call__(
+        self,
+        archive: Path,
+        scene_id: str,
+        model_folders: Sequence[Path],
+        received_at: float,
+        there: Sequence[Range] | None = None,
+        /,
+    ) -> Outcome: ...
 
 
 def _begin_process(memory: int) -> None:
@@ -195,7 +238,8 @@ def _begin_process(memory: int) -> None:
 class Workers:
     """`count` processes of `memory` bytes that decode what the ledger has durable. Runs in an event loop.
 
-    Scenes of bundles that `trusts` denies are left as they are.
+    Scenes of bundles that `trusts` denies are left as they are. A scene of which nothing more has come for
+    `partial_after_s` is decoded as far as it has come, when there is nothing else to do; None: never.
     """
 
     def __init__(
@@ -208,6 +252,7 @@ class Workers:
         task: Task = _task,
         memory: int | None = None,
         trusts: Callable[[bytes], bool] = lambda bundle: True,
+        partial_after_s: float | None = PARTIAL_AFTER_S,
     ) -> None:
         self._archive = archive
         self._ledger = ledger
@@ -217,6 +262,7 @@ class Workers:
         self._task = task
         self._memory = bounds.memory_bytes(count) if memory is None else memory
         self._trusts = trusts
+        self._partial_after_s = partial_after_s
         self._taken: set[str] = set()  # being decoded, or waiting for the next start
         self._news = asyncio.Event()
         self._stopping = False
@@ -242,12 +288,19 @@ class Workers:
                 loop.cancel()
             await asyncio.gather(*self._loops, return_exceptions=True)
 
+    def _coarse(self) -> str | None:
+        """A scene that is still coming, and of which nothing more came for a while."""
+        return None if self._partial_after_s is None else self._ledger.coarse(self._partial_after_s, self._taken)
+
     async def _loop(self) -> None:
         pool: ProcessPoolExecutor | None = None
         try:
             while not self._stopping:
                 self._news.clear()
                 scene_id = await self._disk(lambda: self._ledger.undecoded(self._taken))
+                coarse = scene_id is None
+                if coarse:
+                    scene_id = await self._disk(self._coarse)
                 if scene_id is None or scene_id in self._taken:  # another loop was faster
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(POLL_S):  # wait_for may swallow a cancellation before Python 3.12
@@ -255,7 +308,7 @@ class Workers:
                     continue
                 self._taken.add(scene_id)
                 pool = pool or self._pool()
-                if not await self._decode(scene_id, pool):
+                if not await (self._decode_part if coarse else self._decode)(scene_id, pool):
                     pool.shutdown(wait=False)
                     pool = None
         finally:
@@ -303,9 +356,43 @@ class Workers:
             log.error("decoding failed", extra={"scene": scene_id, "reason": reason, "state": state})
         return alive
 
-    async def _run(self, pool: ProcessPoolExecutor, scene_id: str, received_at: float, cpu_s: float) -> Outcome:
+    async def _decode_part(self, scene_id: str, pool: ProcessPoolExecutor) -> bool:
+        """Decode what has come of a scene; false when the worker process has died of it. That it cannot be yet, or
+        ever, is no fault: it is tried again when more has come."""
+        entry = await self._disk(lambda: self._ledger.find(scene_id))
+        assert entry is not None, f"the ledger named {scene_id} as coming"
+        there = await self._disk(lambda: self._ledger.committed(scene_id))
+        manifest = await self._disk(lambda: self._ledger.manifest(scene_id))
+        await self._disk(lambda: self._ledger.decoding(scene_id, True))
+        outcome, alive = Outcome(waits="its bundle is not among those that are trusted here"), True
+        try:
+            if self._trusts(manifest.bundle):
+                cpu_s = bounds.cpu_s(manifest.scene.samples)
+                outcome = await self._run(pool, scene_id, entry.offered_at, cpu_s, there)
+        except _ProcessDied as death:
+            outcome, alive = Outcome(failure=str(death)), False
+        except asyncio.CancelledError:
+            await self._disk(lambda: self._ledger.decoding(scene_id, False))
+            raise
+        await self._disk(lambda: self._ledger.partial(scene_id, entry.chunks_committed, outcome.result))
+        self._taken.discard(scene_id)
+        facts = {"scene": scene_id, "title": entry.name}
+        if outcome.result is not None:
+            log.info("decoded in part", extra={**facts, "missing": outcome.result.get("missing")})
+        else:
+            log.info("not decoded in part", extra={**facts, "reason": outcome.waits or outcome.failure})
+        return alive
+
+    async def _run(
+        self,
+        pool: ProcessPoolExecutor,
+        scene_id: str,
+        received_at: float,
+        cpu_s: float,
+        there: Sequence[Range] | None = None,
+    ) -> Outcome:
         """The task in its process. Raises `_ProcessDied` when that does not live to the task's end."""
-        job = pool.submit(self._task, self._archive, scene_id, self._model_folders, received_at)
+        job = pool.submit(self._task, self._archive, scene_id, self._model_folders, received_at, there)
         processes = list((getattr(pool, "_processes", None) or {}).values())
         clock_s = cpu_s * bounds.CLOCK_PER_CPU
         try:

@@ -66,7 +66,7 @@ def basis(half: bool = False) -> Floats:
 @cache
 def inverse_basis(half: bool = False) -> Floats:
     """Columns that undo `basis`: block = inverse_basis @ channels."""
-    rows = basis(half)
+    rows: Floats = basis(half)
     return np.ascontiguousarray(rows.T / np.float32(4.0 if half else 1.0))
 
 
@@ -81,7 +81,7 @@ def _blocks(pixels: NDArray[Any], size: int) -> NDArray[Any]:
     unit, parts = _UNITS[size * pixels.dtype.itemsize]
     if pixels.strides[-1] != pixels.itemsize:
         pixels = np.ascontiguousarray(pixels)
-    rows = pixels.view(unit).reshape(count, high, size, wide, parts).transpose(0, 1, 3, 2, 4)
+    rows: NDArray[Any] = pixels.view(unit).reshape(count, high, size, wide, parts).transpose(0, 1, 3, 2, 4)
     return np.ascontiguousarray(rows).view(pixels.dtype).reshape(count, high * wide, size * size)
 
 
@@ -105,7 +105,7 @@ def inverse(
     flat = channels.reshape(count, size * size, high * wide).swapaxes(1, 2)
     pixels = whole(np.matmul(flat, inverse_basis(half).T))
     unit, parts = _UNITS[size * pixels.dtype.itemsize]
-    rows = pixels.view(unit).reshape(count, high, wide, size, parts).transpose(0, 1, 3, 2, 4)
+    rows: NDArray[Any] = pixels.view(unit).reshape(count, high, wide, size, parts).transpose(0, 1, 3, 2, 4)
     return np.ascontiguousarray(rows).view(pixels.dtype).reshape(count, high * size, wide * size)
 
 

@@ -199,7 +199,7 @@ class TogetherDecoder:
         ends = np.cumsum([len(part) for part in words])
         self._words = np.concatenate([*words, np.zeros(1, np.uint32)]).astype(np.int64)
         self._first = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-        self._position = self._first + [coder.position for coder in coders]
+        self._position = self._first + np.array([coder.position for coder in coders], np.int64)
         self._ends = ends.astype(np.int64)
 
     def decode(self, tables: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -208,8 +208,8 @@ class TogetherDecoder:
         if not self._wide:
             if not self._coders:
                 return np.empty(0, np.uint8)
-            parts = np.split(tables, np.cumsum(counts)[:-1])
-            return np.concatenate([coder.decode(part.astype(np.int64)) for coder, part in zip(self._coders, parts, strict=True)])
+            each = zip(self._coders, np.split(tables, np.cumsum(counts)[:-1]), strict=True)
+            return np.concatenate([coder.decode(part.astype(np.int64)) for coder, part in each])
         rows = -(-counts // self._lanes)
         order = np.argsort(-rows, kind="stable")
         order = order[: int(np.count_nonzero(rows))]
@@ -222,7 +222,7 @@ class TogetherDecoder:
         wide = [slice(self._offsets[i], self._offsets[i + 1]) for i in order]
         state = np.concatenate([self._states[part] for part in wide])
         owner = np.repeat(np.arange(len(order)), lanes)
-        position = self._position[order]
+        position: NDArray[np.int64] = self._position[order]
         active, done, total = len(order), 0, int(heights[0])
         while done < total:
             while heights[active - 1] <= done:
@@ -230,7 +230,7 @@ class TogetherDecoder:
             width = int(ends[active - 1])
             count = min(max(1, _READ_AHEAD // width), int(heights[active - 1]) - done)
             layout = np.full((count, width), self._model.tables, np.uint16)
-            parts = []
+            parts: list[tuple[int, int, slice]] = []
             for i in range(active):
                 stream, at = order[i], slice(int(ends[i] - lanes[i]), int(ends[i]))
                 first = int(starts[stream]) + done * int(lanes[i])
@@ -245,13 +245,13 @@ class TogetherDecoder:
             for first, last, at in parts:
                 _take_rows(found, at, entries[first:last])
             done += count
-        for part, last, size in zip(wide, ends, lanes, strict=True):
-            self._states[part] = state[last - size : last]
+        for columns, last, size in zip(wide, ends, lanes, strict=True):
+            self._states[columns] = state[last - size : last]
         self._position[order] = position
         short = self._position > self._ends
         if short.any():
             available = (self._ends - self._first)[short][0]
-            raise Corrupt(f"the symbols need more than the {available} coded words there are; fetch the chunk again")
+            raise rans.exhausted(available)
         return entries
 
     def _read(
@@ -272,7 +272,7 @@ class TogetherDecoder:
         slot, number, step = (np.empty(width, np.int64) for _ in range(3))
         low = np.empty(width, np.bool_)
         words, numbers, streams = self._words, np.arange(width), len(position)
-        slot_mask, slot_bits = np.array(TOTAL - 1), np.array(rans.PRECISION)
+        slot_mask, slot_bits = np.array(rans.TOTAL - 1), np.array(rans.PRECISION)
         lower_end, word_bits = np.array(START), np.array(16)
         bitwise_and, add, multiply, subtract = np.bitwise_and, np.add, np.multiply, np.subtract
         right_shift, less, left_shift, bitwise_or, bincount = (
@@ -308,6 +308,7 @@ class TogetherDecoder:
                 bitwise_or(fed, words.take(place, None, None, "clip"), fed)
                 x[hungry] = fed
                 add(position, taken, position)
+
     def finish(self) -> None:
         """Leave the streams' own decoders where they would be had they decoded alone."""
         if self._wide:
@@ -317,7 +318,7 @@ class TogetherDecoder:
 
 
 def _units(rows: NDArray[Any]) -> NDArray[Any]:
-    """Rows of a power of two of lanes in as few wide items as there can be: short rows are slow to copy item by item."""
+    """Rows of a power of two of lanes in as few wide items as there can be: short rows copy slowly item by item."""
     size = rows.shape[1] * rows.itemsize
     return rows.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}.get(size, np.complex128))
 

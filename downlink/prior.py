@@ -129,8 +129,8 @@ class Prior:
 
 
 def mean_of(number: int, out: Floats, predicted: Symbols | None, channels: int) -> Symbols | None:
-    """Means (n, channels, ...) in eighths of what a network says (n, outputs, ...), moved by what neighbours predict (n,
-    predicted channels, ...); None in subbands that have none."""
+    """Means (n, channels, ...) in eighths of what a network says (n, outputs, ...), moved by what neighbours predict
+    (n, predicted channels, ...); None in subbands that have none."""
     count = MEANS[number]
     if not count:
         return None

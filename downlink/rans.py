@@ -85,11 +85,11 @@ class Model:
 
     @cached_property
     def steps(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-        """Entries per slot; frequency and cumulative frequency per flat entry; with one more table, whose only entry has
-        the frequency 2^14 and changes no state."""
+        """Entries per slot; frequency and cumulative frequency per flat entry; with one more table, whose only entry
+        has the frequency 2^14 and changes no state."""
         entries = np.concatenate([self.slot_entries, np.zeros(TOTAL, np.uint8)])
-        frequency, start = (np.append(a, np.full(ENTRIES, last)) for a, last in ((self.frequency, TOTAL), (self.start, 0)))
-        return entries, frequency, start
+        frequency = np.append(self.frequency, np.full(ENTRIES, TOTAL))
+        return entries, frequency, np.append(self.start, np.zeros(ENTRIES, self.start.dtype))
 
     @cached_property
     def lists(self) -> tuple[bytes, list[int], list[int]]:
@@ -167,6 +167,11 @@ def _encode_rows(model: Model, segments: Sequence[NDArray[np.int64]], lanes: int
     return states.astype(np.uint32), words[position:]
 
 
+def exhausted(available: int) -> Corrupt:
+    """What is raised when symbols need more words than there are."""
+    return Corrupt(f"the symbols need more than the {available} coded words there are; fetch the chunk again")
+
+
 class Decoder:
     """Reads the segments of a stream in the order in which they were encoded."""
 
@@ -213,9 +218,6 @@ class Decoder:
             return np.empty(0, np.uint8)
         return self._decode_scalar(tables) if self._scalar else self._decode_rows(tables)
 
-    def _exhausted(self) -> Corrupt:
-        return Corrupt(f"the symbols need more than the {self._available} coded words there are; fetch the chunk again")
-
     def _decode_scalar(self, tables: NDArray[np.int64]) -> NDArray[np.uint8]:
         states, words, position = self._state_list, self._word_list, self.position
         slot_entries, frequencies, starts = self._model.lists
@@ -235,7 +237,7 @@ class Decoder:
                     position += 1
                 states[lane] = x
         except IndexError:
-            raise self._exhausted() from None
+            raise exhausted(self._available) from None
         self.position = position
         return np.frombuffer(entries, np.uint8)
 
@@ -284,7 +286,7 @@ class Decoder:
                 if count:
                     end = position + count
                     if end > self._available:
-                        raise self._exhausted()
+                        raise exhausted(self._available)
                     fed = x[hungry]
                     left_shift(fed, word_bits, fed)
                     bitwise_or(fed, words[position:end], fed)

@@ -39,6 +39,29 @@ def head(manifest_bytes: bytes) -> bytes:
     return _HEADER.pack(MAGIC, len(manifest_bytes), crc32c(manifest_bytes)) + manifest_bytes
 
 
+def read_head(file: BinaryIO) -> bytes:
+    """The packed manifest at the beginning of a file; leaves the file at the first chunk."""
+    file.seek(0)
+    header = file.read(_HEADER.size)
+    if not header.startswith(MAGIC[:3]):
+        raise Malformed(
+            f"file begins with {header[:4].hex(' ') or 'nothing'}, not with {MAGIC.hex(' ')}: not a .dl file"
+        )
+    if len(header) < _HEADER.size:
+        raise Corrupt(f"file ends within its header of {_HEADER.size} bytes; it was cut, copy it again")
+    magic, length, crc = _HEADER.unpack(header)
+    if magic != MAGIC:
+        raise Unsupported(f"file of version {magic[3]}, this program knows version {MAGIC[3]}; update this program")
+    limits.at_most(length, limits.MANIFEST_BYTES_MAX, "bytes of the manifest", "the file is damaged, copy it again")
+    packed = file.read(length)
+    if len(packed) != length:
+        raise Corrupt(f"manifest: {len(packed)} bytes, {length} stated in the header; the file was cut, copy it again")
+    found = crc32c(packed)
+    if found != crc:
+        raise Corrupt(f"manifest: crc32c {found:#010x}, {crc:#010x} stated in the header; copy the file again")
+    return packed
+
+
 def write_stream(file: BinaryIO, manifest_bytes: bytes, chunks: Iterable[bytes]) -> int:
     """Write a stream to `file` at its position and return the number of bytes written.
 
@@ -75,29 +98,10 @@ class StreamReader:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         size = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        header = file.read(_HEADER.size)
-        if not header.startswith(MAGIC[:3]):
-            raise Malformed(
-                f"file begins with {header[:4].hex(' ') or 'nothing'}, not with {MAGIC.hex(' ')}: not a .dl file"
-            )
-        if len(header) < _HEADER.size:
-            raise Corrupt(f"file of {size} bytes ends within its header of {_HEADER.size}; it was cut, copy it again")
-        magic, length, crc = _HEADER.unpack(header)
-        if magic != MAGIC:
-            raise Unsupported(f"file of version {magic[3]}, this program knows version {MAGIC[3]}; update this program")
-        limits.at_most(length, limits.MANIFEST_BYTES_MAX, "bytes of the manifest", "the file is damaged, copy it again")
-        packed = file.read(length)
-        if len(packed) != length:
-            raise Corrupt(
-                f"manifest: {len(packed)} bytes, {length} stated in the header; the file was cut, copy it again"
-            )
-        found = crc32c(packed)
-        if found != crc:
-            raise Corrupt(f"manifest: crc32c {found:#010x}, {crc:#010x} stated in the header; copy the file again")
+        packed = read_head(file)
         self.manifest_bytes: Final = packed
         self.manifest: Final = Manifest.unpack(packed)
-        expected = _HEADER.size + length + self.manifest.payload_bytes
+        expected = _HEADER.size + len(packed) + self.manifest.payload_bytes
         if size != expected:
             raise Corrupt(
                 f"file of {size} bytes, its manifest states {expected}; it was cut or added to, copy it again"

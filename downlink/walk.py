@@ -58,7 +58,8 @@ class Guide(Protocol):
         """Hyper-latents (planes, tiles, hyper_latents, h/4, w/4); asked after `begin` of a block of subband 0."""
 
     def settle(self, group: int, plane: int, phase: int, index: Index, mean: Symbols | None) -> NDArray[Any]:
-        """The symbols of a stop, int32 or, where all fit, int8, of which the prior expects these scale indices and means (None: all zero)."""
+        """The symbols of a stop, int32 or, where all fit, int8, of which the prior expects these scale indices and
+        means (None: all zero)."""
 
     def end(self, group: int, block: int) -> None:
         """A chunk ends."""

@@ -35,8 +35,6 @@ def _words() -> bytes:
     out = b"".join(_text(text) for text in _TEXTS)
     out += b"".join(b"\x92" + _text("") + b"\xcb" + struct.pack(">d", nm) for nm in _WAVELENGTHS_NM)
     out += b"".join(b"\x92" + _text(band) + b"\xc0" for band in _BANDS)
-    coding = b"\x97" + _text("planes") + b"\xcd\x01\x00\x0c\x0c\x04"
-    settings = b"".join(b"\x81" + _text(name) for name in ("psnr_db", "bits_per_sample", "quality"))
     for kind in ("bands", "shared", "none"):  # codings and settings as manifests end with them
         out += _text("uint8") + _text("int16") + _text("uint16")
         out += b"\x97" + _text("planes") + b"\xcd\x01\x00\x0c\x0c\x04" + _text(kind)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from downlink import dct, selftest
 from downlink.bundle import Bundle
-from downlink.errors import BundleError
 from downlink.context import LEVEL_ZERO, LEVELS_PER_OCTAVE
+from downlink.errors import BundleError
 from downlink.latent import TileCode, TileSymbols
 from downlink.prior import FEATURES, GRAPHS, Prior
 from downlink.spec import plane_spec
@@ -44,8 +44,8 @@ def _session(bundle: Bundle, name: str, threads: int) -> onnxruntime.InferenceSe
 
 
 def loudness(planes: Floats, levels: NDArray[np.uint8]) -> Floats:
-    """What the hyper-latents are made from: log2(1 + |x|) of coefficients (tiles, planes, 64, h, w), the first four with
-    their signs again, and what the planes' `levels` (planes, 4) lead to expect: (tiles * planes, 72, h, w)."""
+    """What the hyper-latents are made from: log2(1 + |x|) of coefficients (tiles, planes, 64, h, w), the first four
+    with their signs again, and what the planes' `levels` (planes, 4) lead to expect: (tiles * planes, 72, h, w)."""
     tiles, count, channels, height, width = planes.shape
     out = np.empty((tiles, count, channels + SIGNED + len(dct.SUBBANDS), height, width), np.float32)
     loud = out[:, :, :channels]
@@ -95,8 +95,8 @@ class PlaneEncoder:
     def decide(
         self, planes: Floats, code: TileCode, cores: Sequence[tuple[int, int]], measures: bool = True
     ) -> Decision:
-        """Coefficients (tiles, planes, 64, h, w) in steps -> what is sent of tiles of one size, and, if it `measures`, the
-        error that makes. Changes `planes`.
+        """Coefficients (tiles, planes, 64, h, w) in steps -> what is sent of tiles of one size, and, if it `measures`,
+        the error that makes. Changes `planes`.
 
         `cores` are the (height, width) in pixels that matter: latents wholly beyond them are zeros, which cost next to
         nothing; block means there continue the edge, which costs less than a jump.

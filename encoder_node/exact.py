@@ -231,5 +231,5 @@ def _palette(values: NDArray[Any], max_error: int) -> NDArray[np.int64] | None:
         return None
     around = (np.append(gaps, gaps[-1]) + np.insert(gaps, 0, gaps[0])) / 2
     saved = float(counts[places] @ np.log2(around))
-    cost = PALETTE_BITS + float((np.log2(gaps) + 2).sum())
+    cost = PALETTE_BITS + float((np.log2(gaps) + 4).sum())
     return places + low if saved > 2 * cost else None

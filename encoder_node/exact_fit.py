@@ -346,7 +346,7 @@ class _Sampled:
         parts = [framed(part if part.size else cut[A], *cut[A].shape) for part in cut]
         near = [self._at(shifted(parts[n.part], n, shape)) for n in NEAREST[phase]]
         pixels = self._at(self._pixels())
-        return np.logical_or.reduce([pixels == one for one in near])
+        return np.asarray(np.logical_or.reduce([pixels == one for one in near]), np.bool_)
 
     def repeats(self, max_error: int) -> NDArray[np.bool_]:
         """(chosen, 4): which of its four nearest a sample may be a copy of."""

@@ -52,7 +52,7 @@ TILES_AT_ONCE = 8
 """Tiles of a row that are analysed together …"""
 PLANE_TILES_AT_ONCE = 96
 """… but no more than so many planes in all, so that hundreds of bands stay in bounded memory."""
-SYMBOLS_AT_ONCE = 1 << 23
+SYMBOLS_AT_ONCE = 6 << 20
 """Symbols that wait for the entropy coder: chunks of many tiles are coded side by side."""
 
 Progress = Callable[[int, int], None]
@@ -152,7 +152,7 @@ class _LatticeEncoder:
         for row in range(self.reader.tiles.rows):
             for tiles in self._together(self.reader.row(row), front_end.planes):
                 for tile in tiles:
-                    mode = self._put_mask(tile, mode, spool)
+                    masks.put(tile.number, tile.nodata())
                 decided = self._decide(tiles, front_end, code, step, False)
                 for tile, encoders in zip(tiles, decided.encoders, strict=True):
                     waiting |= {

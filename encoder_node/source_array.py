@@ -12,10 +12,10 @@ file is optional and all of it may be left out; what it repeats (sizes, dtype) m
 
 from __future__ import annotations
 
-import mmap
+import os
 from pathlib import Path
 from tokenize import TokenError
-from typing import Literal
+from typing import IO, Literal
 from zipfile import BadZipFile
 
 import msgspec
@@ -27,8 +27,6 @@ from downlink.tile import Window
 from encoder_node.source import Pixels, check_window, native
 from encoder_node.source_facts import carry_tags, check_dtypes, nodata_value
 
-MAP_BYTES = 32 << 20
-"""What may be read of a mapped file before its pages are given back."""
 _SIDE_CAR_BYTES_MAX = 1 << 20  # far above any: 512 bands with long names take some 50 KiB
 
 
@@ -55,34 +53,44 @@ class SideCar(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ArraySource:
-    """A scene of one grid whose pixels lie in an array, usually a memory map."""
+    """A scene of one grid whose pixels lie in an array, usually a memory map.
+
+    Windows of a map are read from its file, line by line: pages of a map that have been touched, and those around them,
+    would count as this process's memory, gigabytes of them.
+    """
 
     def __init__(self, scene: Scene, pixels: Pixels, notes: tuple[str, ...] = ()) -> None:
         self.scene = scene
         self.notes = notes
         self._pixels = pixels
-        self._map: mmap.mmap | None = getattr(pixels, "_mmap", None)
-        self._since = 0
+        self._file: IO[bytes] | None = None
+        self._offset = 0
+        if isinstance(pixels, np.memmap) and pixels.flags.c_contiguous and pixels.filename is not None:
+            self._file, self._offset = open(pixels.filename, "rb"), int(pixels.offset)  # noqa: SIM115 (closed by close)
 
     def read(self, grid: int, window: Window) -> Pixels:
         if grid != 0:
             raise IndexError(f"grid {grid} of a scene of 1")
-        check_window(window, self._pixels.shape[1], self._pixels.shape[2])
-        rows, cols = window.slices
-        pixels = native(self._pixels[:, rows, cols])
-        self._let_go(pixels.nbytes)
-        return pixels
-
-    def _let_go(self, size: int) -> None:
-        """Give back, now and then, the pages of the map that were read: else all of a large file counts as this process's
-        memory."""
-        self._since += size
-        if self._map is not None and self._since > MAP_BYTES and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._since = 0
+        bands, height, width = self._pixels.shape
+        check_window(window, height, width)
+        if self._file is None:
+            rows, cols = window.slices
+            return native(self._pixels[:, rows, cols])
+        out = np.empty((bands, window.height, window.width), self._pixels.dtype)
+        whole = window.width == width
+        for band, plane in enumerate(out):
+            first = (band * height + window.row) * width + window.col
+            for number, line in enumerate((plane,) if whole else plane):
+                at = self._offset + (first + number * width) * out.itemsize
+                if os.preadv(self._file.fileno(), [line], at) != line.nbytes:
+                    raise SceneError(f"{self._file.name}: ends while it is being read; is it still being written?")
+        return native(out)
 
     def close(self) -> None:
         self._pixels = np.empty((0, 0, 0), self._pixels.dtype)
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def side_car_of(path: Path) -> Path | None:

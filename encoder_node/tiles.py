@@ -25,9 +25,9 @@ SAMPLE_WINDOWS = 16
 """Windows that statistics are taken from: 16 x 256 x 256 pixels settle a covariance of hundreds of bands."""
 SAMPLE_VALUES = 1 << 20
 """Values (pixels x bands) taken from one window."""
-READ_BYTES = 24 << 20
-"""What is read of a row of tiles at once: memory stays flat however wide a scene is, and files that store whole lines are
-not read more often than need be."""
+READ_BYTES = 12 << 20
+"""What is read of a row of tiles at once: memory stays flat however wide a scene is, and files that store whole lines
+are not read more often than need be."""
 ROWS_AT_ONCE = 384
 """Rows of a grid read at once when a coarse lattice picks every sixth of them."""
 

@@ -21,7 +21,7 @@ from downlink.manifest import Manifest
 from tests.streams import Stream, stream
 
 
-def task(archive: Path, scene_id: str, model_folders: Sequence[Path], received_at: float) -> Outcome:
+def task(archive: Path, scene_id: str, model_folders: Sequence[Path], received_at: float, there: Any = None) -> Outcome:
     """Does to a scene what the file `<archive>/<scene id>` says."""
     with (archive / "tried").open("a") as tried:
         tried.write(f"{scene_id}\n")

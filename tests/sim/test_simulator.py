@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -161,16 +162,16 @@ def leaves_a_transaction_open(patch: pytest.MonkeyPatch) -> None:
     """As it was: a COMMIT that failed was not rolled back."""
 
     @contextmanager
-    def careless(self: Ledger) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
+    def careless(db: sqlite3.Connection) -> Iterator[None]:
+        db.execute("BEGIN IMMEDIATE")
         try:
             yield
         except BaseException:
-            self._db.execute("ROLLBACK")
+            db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
+        db.execute("COMMIT")
 
-    patch.setattr(Ledger, "_transaction", careless)
+    patch.setattr("decoder_node.ledger.transaction", careless)
 
 
 BROKEN = [
