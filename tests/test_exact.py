@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from decoder_node.decoder import decode_rows
+from decoder_node.compose import decode_rows
 from downlink.chunk import ChunkKey, Kind
 from downlink.errors import Malformed, StreamError
 from downlink.exact_model import Model
