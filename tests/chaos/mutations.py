@@ -31,8 +31,8 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the ground's ledger does not sync its commits",
-        "decoder_node/ledger.py",
-        'self._db.execute("PRAGMA synchronous = FULL")',
+        "decoder_node/ledger_file.py",
+        'db.execute("PRAGMA synchronous = FULL")',
         'self._db.execute("PRAGMA synchronous = OFF")',
         "tests/test_ledger.py::test_the_disk_is_synced_at_every_commit",
     ),

@@ -18,16 +18,20 @@ import numpy as np
 import zstandard
 from google.protobuf.message import DecodeError
 
-from decoder_node.decoder import PlaneDecoder, decode_rows
+from decoder_node.compose import decode_rows
+from decoder_node.decoder import PlaneDecoder
 from downlink import limits
 from downlink.bundle import Bundle, find, find_id, released_names
 from downlink.chunk import ChunkList
 from downlink.errors import BundleError, DownlinkError
+from downlink.exact_model import Model
+from downlink.exact_tile import Predictor
 from downlink.frame import REVISION, Ack, Chunk, Chunks, Offer, Resend, SceneState, State, Welcome
 from downlink.framing import edge_message, ground_frame, ground_message
 from downlink.graph import check_graph
-from downlink.manifest import Manifest
+from downlink.manifest import VERSION, Manifest
 from downlink.mask import decode_mask, encode_mask
+from downlink.part import PartReader
 from downlink.plane import unpack_front_end
 from downlink.ranges import Range
 from downlink.session import EdgeSession
@@ -59,19 +63,22 @@ class Target:
 
 @cache
 def real_streams() -> tuple[bytes, ...]:
-    """Streams that a released model has made and can decode here: tiny ones first, made now, and the golden ones."""
+    """Streams that can be decoded here: tiny ones first, made now, of every method and of grids that lie on each other;
+    then the golden ones."""
     found = []
+    pixels = scenes.pixels(3, 3, 40, 36)
+    one, joined = ArraySource(scenes.scene(pixels), pixels), scenes.grids_source(pixels, pixels[:2, ::2, ::2])
     for name in released_names():
-        pixels = scenes.pixels(3, 3, 40, 36)
         encoder = PlaneEncoder(find(name))
-        with encode_scene(ArraySource(scenes.scene(pixels), pixels), encoder, Quality()) as encoded:
-            file = io.BytesIO()
-            encoded.write(file)
-        found.append(file.getvalue())
+        for source, quality in ((one, Quality()), (joined, Quality()), (one, Quality(max_error=0))):
+            with encode_scene(source, encoder, quality) as encoded:
+                file = io.BytesIO()
+                encoded.write(file)
+            found.append(file.getvalue())
     for path in sorted(GOLDEN.rglob("*.dl")):
         content = path.read_bytes()
         try:
-            find_id(StreamReader(io.BytesIO(content)).manifest.bundle, needs="decoder.onnx")
+            decoder_for(StreamReader(io.BytesIO(content)).manifest)
         except BundleError:
             continue
         found.append(content)
@@ -79,8 +86,13 @@ def real_streams() -> tuple[bytes, ...]:
 
 
 @cache
-def decoder_for(bundle: bytes) -> PlaneDecoder:
+def decoder_of(bundle: bytes) -> PlaneDecoder:
     return PlaneDecoder(find_id(bundle, needs="decoder.onnx"))
+
+
+def decoder_for(manifest: Manifest) -> PlaneDecoder | None:
+    """What the scene's codings need; BundleError if it is not here."""
+    return None if manifest.exact else decoder_of(manifest.bundle)
 
 
 def read_stream(data: bytes) -> None:
@@ -103,6 +115,7 @@ def resigned(content: bytes, index: int, payload: bytes) -> tuple[Manifest, list
         settings=truth.settings,
         listed=listed,
         chunks=chunks,
+        resolutions=truth.resolutions,
     )
     return manifest, [*listed.pages(), *chunks]
 
@@ -114,7 +127,7 @@ def read_chunk(data: bytes) -> None:
     if len(data) < 3 or not streams:
         return
     manifest, chunks = resigned(streams[data[0] % len(streams)], int.from_bytes(data[1:3], "little"), data[3:])
-    for _ in decode_rows(manifest, lambda index: chunks[index], decoder_for(manifest.bundle)):
+    for _ in decode_rows(manifest, lambda index: chunks[index], decoder_for(manifest)):
         pass
 
 
@@ -160,7 +173,7 @@ def read_tables(data: bytes) -> None:
 
 def read_manifest_facts(data: bytes) -> None:
     """What is inside a manifest's zstd frame."""
-    Manifest.unpack(b"\x01" + zstandard.ZstdCompressor(level=1).compress(data))
+    Manifest.unpack(bytes([VERSION]) + zstandard.ZstdCompressor(level=1).compress(data))
 
 
 def read_pages(data: bytes) -> None:
@@ -177,10 +190,47 @@ def read_mask_bits(data: bytes) -> None:
 
 
 def read_front_end(data: bytes) -> None:
-    """Side information for as many bands and planes as it states, if that may be."""
-    if len(data) >= 6:
-        bands, planes = data[2] | data[3] << 8, data[4] | data[5] << 8
-        unpack_front_end(data, min(bands, limits.BANDS_MAX), min(planes, limits.BANDS_MAX))
+    """Three bytes, then side information for so many bands, so many of them of half resolution, and planes."""
+    if len(data) >= 3:
+        bands, halves, planes = 1 + data[0] % limits.BANDS_MAX, data[1], data[2]
+        half = np.arange(bands) >= bands - halves % bands
+        unpack_front_end(data[3:], half, np.ones(bands, np.float32), planes)
+
+
+def seeds_of_front_ends() -> list[bytes]:
+    seeds = []
+    for content in real_streams():
+        reader = StreamReader(io.BytesIO(content))
+        if not reader.manifest.exact:
+            side = reader.chunk(reader.manifest.layout().side_of(0))
+            half = reader.manifest.lattices()[0].half
+            seeds.append(bytes([half.size - 1, int(half.sum()), reader.manifest.codings[0].planes]) + side)
+    return seeds
+
+
+def read_exact_model(data: bytes) -> None:
+    """A byte that says how many bands, then the rules of an exact grid."""
+    if data:
+        bands = 1 + data[0] % 16
+        Predictor(Model.unpack(data[1:], bands))
+
+
+def seeds_of_exact_models() -> list[bytes]:
+    seeds = []
+    for content in real_streams():
+        reader = StreamReader(io.BytesIO(content))
+        if reader.manifest.exact:
+            side = reader.chunk(reader.manifest.layout().side_of(0))
+            seeds.append(bytes([len(reader.manifest.scene.grids[0].bands) - 1]) + side)
+    return seeds
+
+
+def read_part(data: bytes) -> None:
+    """A byte that leaves chunks out, then a file that has not all come."""
+    if data:
+        reader = PartReader(io.BytesIO(data[1:]), [Range(0, 40), Range(41 + data[0], 10)])
+        for index in range(min(60, reader.manifest.chunk_count)):
+            reader.chunk(index)
 
 
 def split(data: bytes) -> Iterator[bytes]:
@@ -277,7 +327,9 @@ TARGETS = {
     "pages": Target(read_pages, lambda: hostile.ChunkList.of([b"x" * n for n in range(LISTED)]).pages()),
     "mask": Target(read_mask, _masks),
     "mask bits": Target(read_mask_bits, lambda: [bytes(3 * 40 * 5), b"\xf8" * 600]),
-    "side": Target(read_front_end, lambda: [seed[3:] for seed in seeds_of_chunks()[:1]]),
+    "side": Target(read_front_end, seeds_of_front_ends),
+    "exact model": Target(read_exact_model, seeds_of_exact_models),
+    "part": Target(read_part, lambda: [b"\x00" + stream().file, *(b"\x05" + content for content in real_streams())]),
     "edge": Target(read_edge_messages, seeds_of_edges),
     "ground": Target(read_ground_messages, seeds_of_grounds),
     "bundle": Target(read_bundle_json, lambda: released("bundle.json")),

@@ -1,7 +1,8 @@
 // Uploads a .dl file to a decoder node: node client.js PROTO_FOLDER HOST:PORT FILE.dl [--once N]
 //
-// A second implementation of the edge's side, in another language, written from docs/format.md (the file) and
-// proto/downlink/v1/link.proto and docs/link.md (the link), and sharing no code with the first. It reads the manifest and
+// A second implementation of the edge's side, in another language, written from docs/format.md (the file, and the
+// dictionary, which is read from that page) and proto/downlink/v1/link.proto and docs/link.md (the link), and sharing no
+// code with the first. It reads the manifest and
 // the chunk list itself, checks every checksum, keeps a window, answers what the ground asks for again, and ends when the
 // ground has proved that the scene is durable. With --once N it hangs up rudely after N chunks, to be resumed by another run.
 // Prints one JSON object.
@@ -15,7 +16,7 @@ const require = createRequire((process.env.NODE_PATH ?? import.meta.dirname ?? "
 const grpc = require("@grpc/grpc-js");
 const { loadSync } = require("@grpc/proto-loader");
 const { decode } = require("@msgpack/msgpack");
-const { decompress } = require("fzstd");
+const zstd = require("@bokuweb/zstd-wasm");
 
 const WINDOW = 64;
 const FRAME_BYTES = 256 * 1024;
@@ -35,14 +36,25 @@ function must(holds, what) {
   if (!holds) throw new Error(what);
 }
 
+// The dictionary of manifests, from the specification.
+function dictionary() {
+  const [, digest, base64] = readFileSync(new URL("../../docs/format.md", import.meta.url), "utf8").match(
+    /## Dictionary of manifests\s+[^`]*`([0-9a-f]{64})`[^`]*```\n([^`]*)```/,
+  );
+  const words = Buffer.from(base64, "base64");
+  must(createHash("sha256").update(words).digest("hex") === digest, "the specification's dictionary is not what it says");
+  return words;
+}
+
 // The file: header, manifest, pages, chunks. Each chunk as {content, crc}.
 function readStream(file) {
   must(file.subarray(0, 4).equals(Buffer.from([0x4c, 0x44, 0x4c, 0x01])), "not a .dl file");
   const length = file.readUInt32LE(4);
   const packed = file.subarray(12, 12 + length);
   must(crc32c(packed) === file.readUInt32LE(8), "the manifest is damaged");
-  must(packed[0] === 1, "the manifest is of another version");
-  const [, , , , , count, payloadBytes, sha256, pages] = decode(decompress(packed.subarray(1)));
+  must(packed[0] === 2, "the manifest is of another version");
+  const facts = zstd.decompressUsingDict(zstd.createDCtx(), packed.subarray(1), dictionary());
+  const [, , , , , count, payloadBytes, sha256, pages] = decode(facts);
   const payload = file.subarray(12 + length);
   must(payload.length === payloadBytes, "the file is cut or too long");
   must(createHash("sha256").update(payload).digest().equals(Buffer.from(sha256)), "the payload is damaged");
@@ -155,6 +167,7 @@ const [folder, address, path, option, number] = process.argv.slice(2);
 const definition = loadSync("downlink/v1/link.proto", { includeDirs: [folder], enums: String, defaults: true, oneofs: true });
 const { LinkService } = grpc.loadPackageDefinition(definition).downlink.v1;
 const service = new LinkService(address, grpc.credentials.createInsecure());
+await zstd.init();
 const stream = readStream(readFileSync(path));
 try {
   const facts = await upload(service, stream, option === "--once" ? Number(number) : 0);
