@@ -17,7 +17,7 @@ from decoder_node.nodata import restore_nodata, tile_mask
 from downlink.chunk import Layout
 from downlink.exact import ExactCode, decode_tile
 from downlink.exact_model import Model
-from downlink.exact_tile import Predictor
+from downlink.exact_predictor import Predictor
 from downlink.manifest import Manifest
 
 

@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from downlink.errors import Malformed
 from downlink.exact_lattice import LEVELS, Cells
 from downlink.exact_model import ODDS
+from downlink.exact_predictor import Predictor
 from downlink.exact_quantiser import Quantiser
+from downlink.exact_site import Offer, Site
 from downlink.exact_table import QUARTERS, exact_tables
-from downlink.exact_tile import Offer, Predictor, Site, TileState
+from downlink.exact_tile import TileState
 from downlink.scene import Grid
 from downlink.symbol import SymbolDecoder, SymbolEncoder
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,107 +33,16 @@ from downlink.exact_lattice import (
     Neighbour,
     framed,
     lattice_size,
-    rule_level,
     shifted,
 )
-from downlink.exact_model import Model, Rule, own_candidates, ring_candidates
+from downlink.exact_model import Rule
+from downlink.exact_predictor import Predictor
 from downlink.exact_quantiser import Quantiser
+from downlink.exact_site import Expectation, Offer, Site
 from downlink.exact_table import scale_index
 
 ERROR_MAX: Final = 1 << 19
 """Errors (in eighths of a step) that activities see; larger ones count as this."""
-
-
-class Taps(NamedTuple):
-    """A rule as one sum: samples of the band (the four nearest first), samples around the site in the first reference,
-    details of references, and the weights of all of these in this order."""
-
-    own: tuple[Neighbour, ...]
-    ring: tuple[Neighbour, ...]
-    details: tuple[int, ...]
-    weights: NDArray[np.float64]
-
-
-def compile_taps(rule: Rule, level: int, phase: int, references: int) -> Taps:
-    """The taps of a rule. Its weights are of 4 x sample - sum of the four nearest samples; those of taps are plain."""
-    own_known, ring_known = own_candidates(level, phase), ring_candidates(phase) if references else ()
-    ends = len(own_known), len(own_known) + len(ring_known)
-    own_weights, ring_weights, detail_weights = np.split(rule.weights, ends)
-    own = dict.fromkeys(NEAREST[phase], (1 << rule.exponent) - int(own_weights.sum()))
-    for neighbour, weight in zip(own_known, own_weights.tolist(), strict=True):
-        if weight:
-            own[neighbour] = own.get(neighbour, 0) + 4 * weight
-    ring = {n: 4 * weight for n, weight in zip(ring_known, ring_weights.tolist(), strict=True) if weight}
-    details = detail_weights.tolist()
-    if ring:  # the sum of the four nearest is 4 x centre - detail
-        ring[Neighbour(phase, 0, 0)] = -4 * int(ring_weights.sum())
-        details[0] += int(ring_weights.sum())
-    used = tuple(at for at, weight in enumerate(details) if weight)
-    weights = [*own.values(), *ring.values(), *(details[at] for at in used)]
-    return Taps(tuple(own), tuple(ring), used, np.array(weights, np.float64))
-
-
-class Predictor:
-    """A model made ready: the taps of every rule."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.taps = {
-            key: compile_taps(rule, *key[1:], len(model.references[key[0]]))
-            for key, rule in model.rules.items()
-            if key[2] != A
-        }
-        self.wanted = {near for references in model.references for near in references}
-
-
-@dataclass
-class Site:
-    """One phase of one level of one band: `values` and `errors` (rows, cols) are filled when it is settled. `coded`
-    says which samples are in the stream, None: all; `copied` which are known already, None: none."""
-
-    band: int
-    level: int
-    phase: int
-    values: NDArray[Any]
-    errors: NDArray[np.int32]
-    coded: NDArray[np.bool_] | None
-    copied: NDArray[np.bool_] | None = None
-
-    @property
-    def samples(self) -> int:
-        """How many samples are coded."""
-        return self.values.size if self.coded is None else int(np.count_nonzero(self.coded))
-
-    @property
-    def rule(self) -> tuple[int, int, int]:
-        """The key of its rule."""
-        return self.band, rule_level(self.level), self.phase
-
-    def window(self) -> tuple[slice, slice]:
-        """Where its samples are in the tile."""
-        row, col = PARTS[self.phase]
-        if self.level == LEVELS:
-            return slice(None, None, 1 << LEVELS), slice(None, None, 1 << LEVELS)
-        step = 2 << self.level
-        return slice(row << self.level, None, step), slice(col << self.level, None, step)
-
-
-class Offer(NamedTuple):
-    """Samples of a site that may be copies: `where` (rows, cols) they are, `values` (rows, cols) of what they would
-    repeat, and the place in `exact_model.ODDS` of how probable that is."""
-
-    where: NDArray[np.bool_]
-    values: NDArray[Any]
-    odds: int
-
-
-class Expectation(NamedTuple):
-    """What is expected of a site's samples, flat: the place of each prediction, and of those that are coded the
-    fraction and the scale index of the error (`exact_quantiser`)."""
-
-    place: NDArray[np.int32]
-    fraction: NDArray[np.int32]
-    scale: NDArray[np.uint8]
 
 
 @dataclass

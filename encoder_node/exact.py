@@ -21,12 +21,13 @@ from downlink.errors import SceneError
 from downlink.exact import PALETTE_MAX, ExactCode, Layout, encode_tile
 from downlink.exact_lattice import Cells, cells_of
 from downlink.exact_model import Model
-from downlink.exact_tile import Predictor
+from downlink.exact_predictor import Predictor
 from downlink.lattice import lattices
 from downlink.manifest import NO_BUNDLE, NO_BUNDLE_NAME
 from downlink.scene import Grid, validate
 from downlink.tile import TileGrid, Window, align_up
-from encoder_node.exact_fit import WEIGHTS_MAX, Sample, fit_model
+from encoder_node.exact_fit import WEIGHTS_MAX, fit_model
+from encoder_node.exact_walk import Sample
 from encoder_node.mask_spool import MaskSpool
 from encoder_node.source import Source
 from encoder_node.spool import EncodedScene, Spool

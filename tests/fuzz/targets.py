@@ -25,7 +25,7 @@ from downlink.bundle import Bundle, find, find_id, released_names
 from downlink.chunk import ChunkList
 from downlink.errors import BundleError, DownlinkError
 from downlink.exact_model import Model
-from downlink.exact_tile import Predictor
+from downlink.exact_predictor import Predictor
 from downlink.frame import REVISION, Ack, Chunk, Chunks, Offer, Resend, SceneState, State, Welcome
 from downlink.framing import edge_message, ground_frame, ground_message
 from downlink.graph import check_graph
