@@ -155,20 +155,25 @@ def _tls(cert: Path | None, key: Path | None, ca: Path | None) -> Tls | None:
     "--worker-memory-mb", type=click.IntRange(1024), metavar="N",
     help="Address space of each of them. Default: their share of 3/4 of the memory, at least 2048.",
 )  # fmt: skip
+@click.option(
+    "--partial-after", type=click.FloatRange(0), default=10.0, show_default=True, metavar="S",
+    help="Decode what has come of a scene when nothing more has come for so long. 0: only complete scenes.",
+)  # fmt: skip
 @_models
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
 def serve(
     archive: Path, listen: str, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None, insecure_listen: bool,
-    nodes: tuple[str, ...], bundles: list[bytes], workers: int, worker_memory_mb: int | None,
+    nodes: tuple[str, ...], bundles: list[bytes], workers: int, worker_memory_mb: int | None, partial_after: float,
     models: tuple[Path, ...], log_level: str,
 ) -> None:  # fmt: skip
     """Receive scenes and decode them.
 
     What was acknowledged is on disk; what is durable is complete and verified. Scenes that were received and not yet
-    decoded are decoded after a restart. Logs are JSON lines on stderr. SIGTERM and SIGINT end it within 10 s, without
-    loss.
+    decoded are decoded after a restart. A scene that stops coming is decoded as far as it has come: its files say that
+    they are partial, and those of the whole scene replace them. Logs are JSON lines on stderr. SIGTERM and SIGINT end
+    it within 10 s, without loss.
 
     With the three --tls files, nodes must show a certificate that the CA has signed, and each may only send and ask
     for its own scenes. Without them it listens on loopback only, unless --insecure-listen is given.
@@ -188,7 +193,8 @@ def serve(
     admission = Admission(nodes, bundles)
     with _alone(archive):
         memory = None if worker_memory_mb is None else worker_memory_mb * 2**20
-        asyncio.run(_serve(archive, listen, tls, insecure_listen, admission, workers, memory, models))
+        after_s = partial_after or None
+        asyncio.run(_serve(archive, listen, tls, insecure_listen, admission, workers, memory, after_s, models))
 
 
 async def _serve(
@@ -199,6 +205,7 @@ async def _serve(
     admission: Admission,
     count: int,
     memory: int | None,
+    partial_after_s: float | None,
     models: tuple[Path, ...],
 ) -> None:
     from decoder_node.inbox import Inbox
@@ -217,7 +224,10 @@ async def _serve(
         inbox = await loop.run_in_executor(disk, partial(Inbox, archive, ledger))
         for scene_id in await loop.run_in_executor(disk, inbox.recover):
             log.info("durable", extra={"scene": scene_id, "after": "restart"})
-        workers = Workers(archive, ledger, disk, models, count, memory=memory, trusts=admission.trusts)
+        workers = Workers(
+            archive, ledger, disk, models, count, memory=memory, trusts=admission.trusts,
+            partial_after_s=partial_after_s,
+        )  # fmt: skip
         receiver = Receiver(inbox, disk, workers.wake, f"decoder-node {__version__}", admission)
         address = await receiver.start(listen, tls, insecure=insecure)
         await workers.start()
@@ -282,7 +292,7 @@ def decode(stream: Path, out: Path, models: tuple[Path, ...], threads: int, as_j
     decoder-node decode scene.dl scene.tif
     decoder-node decode scene.dl scene.tif --models ./my-models --json
     """
-    from decoder_node.worker import decode_stream
+    from decoder_node.decoding import decode_stream
 
     decoded = decode_stream(stream, out, models, threads)
     if as_json:

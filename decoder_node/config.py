@@ -37,6 +37,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     nodes: list[str] | None = None
     bundles: list[str] | None = None
     workers: Annotated[int, Meta(ge=0, le=256)] | None = None
+    partial_after: Annotated[float, Meta(ge=0)] | None = None
     worker_memory_mb: Annotated[int, Meta(ge=1024)] | None = None
     models: list[str] | None = None
     log_level: str | None = None

@@ -30,6 +30,11 @@ FAILURES_MAX: Final = 3  # a scene that fails so often, crashes included, is lef
 # ... and so is one during which the node itself died so often. Far more, because it may well not be the cause.
 INTERRUPTIONS_MAX: Final = 100
 COMING: Final = ("receiving", "partial")  # states of scenes that are not complete
+# Whose turn it is: the node of which the fewest scenes are being decoded, then the one that has waited longest for one.
+_TURN: Final = (
+    "(SELECT count(*) FROM scenes other WHERE other.node = scenes.node AND other.decoding = 1),"
+    " (SELECT max(decoded_at) FROM scenes other WHERE other.node = scenes.node)"
+)
 
 __all__ = ["COMING", "FAILURES_MAX", "FILE", "INTERRUPTIONS_MAX", "Entry", "Ledger", "LedgerError"]
 
@@ -133,6 +138,7 @@ class Ledger:
             self._db.execute("DELETE FROM committed WHERE scene_id = ?", (scene_id,))
             rows = [(scene_id, item.first, item.count) for item in ranges]
             self._db.executemany("INSERT INTO committed VALUES (?, ?, ?)", rows)
+            self._db.execute("UPDATE scenes SET decoded_chunks = 0 WHERE scene_id = ?", (scene_id,))
 
     def durable(self, scene_id: str) -> None:
         """The stream is whole, verified, synced and at its final place."""
@@ -173,14 +179,13 @@ class Ledger:
         return [row[0] for row in rows]
 
     def undecoded(self, without: Iterable[str] = ()) -> str | None:
-        """The scene to decode next: those that went wrong least often first, then by priority; then those of the node
-        that has waited longest for a decoding, so that none has to wait for all scenes of another; then by age."""
+        """The scene to decode next: those that went wrong least often first; then nodes take turns, so that none has to
+        wait for all scenes of another, whatever priority that gives them; then by priority, then by age."""
         left_out = list(without)
         marks = ",".join("?" * len(left_out))
         query = (
             f"SELECT scene_id FROM scenes WHERE state = 'durable' AND scene_id NOT IN ({marks})"
-            " ORDER BY interruptions + failures, priority DESC,"
-            " (SELECT max(decoded_at) FROM scenes other WHERE other.node = scenes.node), durable_at LIMIT 1"
+            f" ORDER BY interruptions + failures, {_TURN}, priority DESC, durable_at LIMIT 1"
         )
         with guarded(self._path):
             row = self._db.execute(query, left_out).fetchone()
@@ -188,15 +193,16 @@ class Ledger:
 
     def coarse(self, idle_s: float, without: Iterable[str] = (), now: float | None = None) -> str | None:
         """A scene that is not complete and worth decoding as far as it has come: nothing more has come for `idle_s`,
-        and a tenth of it or more since the last time; or less than that, and nothing for six times as long."""
+        and a tenth of it or more since the last time; or less than that, and nothing for six times as long. Nodes take
+        turns; then by priority."""
         left_out, moment = list(without), time.time() if now is None else now
         marks = ",".join("?" * len(left_out))
         have = "(SELECT sum(count) FROM committed WHERE committed.scene_id = scenes.scene_id)"
         query = (
             f"SELECT scene_id, {have} AS have FROM scenes WHERE durable_at IS NULL AND progress_at < ?"
             f" AND state IN ('receiving', 'partial') AND interruptions < ? AND scene_id NOT IN ({marks})"
-            " AND have > decoded_chunks AND (have - decoded_chunks >= chunks / 10 OR progress_at < ?)"
-            " ORDER BY priority DESC, decoded_at, progress_at LIMIT 1"
+            " AND have > decoded_chunks AND (have - decoded_chunks >= chunks / 10.0 OR progress_at < ?)"
+            f" ORDER BY {_TURN}, priority DESC, decoded_at, progress_at LIMIT 1"
         )
         values = (moment - idle_s, FAILURES_MAX, *left_out, moment - 6 * idle_s)
         with guarded(self._path):

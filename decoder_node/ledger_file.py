@@ -16,7 +16,7 @@ from typing import Final
 from downlink.errors import DownlinkError
 
 FILE: Final = "ledger.sqlite"
-VERSION: Final = 2  # 1 knew no nodes, decoded no partial scenes and asked for nothing
+VERSION: Final = 3  # 1 knew no nodes, 2 decoded no partial scenes and asked for nothing
 
 _ASKS: Final = """
 CREATE TABLE asks (
@@ -32,8 +32,9 @@ CREATE TABLE asks (
   answered_at REAL
 )
 """
-_NODES: Final = """
+_INDEXES: Final = """
 CREATE INDEX by_node ON scenes (node, decoded_at);
+CREATE INDEX at_work ON scenes (node) WHERE decoding = 1;
 CREATE INDEX coming ON scenes (progress_at) WHERE durable_at IS NULL
 """
 SCHEMA: Final = f"""
@@ -57,7 +58,7 @@ CREATE TABLE scenes (
   progress_at   REAL,
   decoded_chunks INTEGER NOT NULL DEFAULT 0
 );
-{_NODES};
+{_INDEXES};
 CREATE TABLE committed (
   scene_id TEXT NOT NULL REFERENCES scenes, first INTEGER NOT NULL, count INTEGER NOT NULL,
   PRIMARY KEY (scene_id, first, count)
@@ -66,13 +67,15 @@ CREATE TABLE committed (
 """
 # What brings a ledger of an earlier version up to the next one.
 MIGRATIONS: Final = {
-    1: f"""
-ALTER TABLE scenes ADD COLUMN node TEXT NOT NULL DEFAULT '';
+    1: "ALTER TABLE scenes ADD COLUMN node TEXT NOT NULL DEFAULT ''; CREATE TABLE asks (ask_id TEXT)",
+    2: f"""
 ALTER TABLE scenes ADD COLUMN progress_at REAL;
 ALTER TABLE scenes ADD COLUMN decoded_chunks INTEGER NOT NULL DEFAULT 0;
-{_NODES};
+UPDATE scenes SET progress_at = offered_at;
+{_INDEXES};
+DROP TABLE asks;
 {_ASKS}
-"""
+""",
 }
 
 

@@ -66,9 +66,11 @@ def run(module: str, *arguments: str | Path, cwd: Path | None = None) -> subproc
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, check=False)
 
 
-def serve(folder: Path, listen: str = "127.0.0.1:0", workers: int = 0) -> tuple[Node, str]:
+def serve(
+    folder: Path, listen: str = "127.0.0.1:0", workers: int = 0, options: tuple[str, ...] = ()
+) -> tuple[Node, str]:
     """A decoder node on `folder`/archive; returns it and its address."""
-    arguments = ("serve", "--archive", folder / "archive", "--listen", listen, "--workers", str(workers))
+    arguments = ("serve", "--archive", folder / "archive", "--listen", listen, "--workers", str(workers), *options)
     node = Node(folder / "ground.log", "decoder_node", *arguments)
     return node, node.wait_for("listening")["listen"]
 

@@ -16,7 +16,7 @@ rasterio = pytest.importorskip("rasterio", reason="pip install 'latent-downlink[
 
 from decoder_node.compose import decode_rows  # noqa: E402
 from decoder_node.decoder import PlaneDecoder  # noqa: E402
-from decoder_node.worker import decode_stream  # noqa: E402
+from decoder_node.decoding import decode_stream  # noqa: E402
 from downlink.bundle import find  # noqa: E402
 from downlink.errors import SceneError  # noqa: E402
 from downlink.tile import Window  # noqa: E402

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("rasterio", reason="pip install 'latent-downlink[ground]'")
 
-from decoder_node.worker import decode_stream
+from decoder_node.decoding import decode_stream
 from downlink.bundle import find
 from downlink.errors import StreamError
 from encoder_node.encoder import PlaneEncoder

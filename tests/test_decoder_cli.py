@@ -16,6 +16,8 @@ from click.testing import CliRunner, Result
 
 from decoder_node.cli import main
 from downlink.bundle import released_names
+from downlink.stream import StreamReader
+from encoder_node.outbox import Outbox
 from tests import scenes
 from tests.nodes import ENVIRONMENT, ROOT, Node, listed, run, send, serve
 from tests.streams import stream
@@ -78,6 +80,60 @@ def test_a_scene_is_received_decoded_listed_and_catalogued(encoded: Path, tmp_pa
     assert (tmp_path / "archive" / "catalog.json").exists()
     text = call("list", "--archive", tmp_path / "archive").stdout
     assert re.match(rf"{row['scene_id'][:12]}  decoded      100 %  +\d+  patch  /.*\.tif\n", text)
+
+
+def test_a_scene_of_which_only_a_part_has_come_is_decoded_says_so_and_is_replaced(
+    encoded: Path, tmp_path: Path
+) -> None:
+    rasterio = pytest.importorskip("rasterio")
+
+    def picture(row: dict[str, Any]) -> tuple[np.ndarray, dict[str, str], dict[str, Any]]:
+        with rasterio.open(row["path"]) as dataset:
+            return dataset.read(), dataset.tags(), json.loads(Path(row["item"]).read_text())["properties"]
+
+    def submit(layers: int | None) -> None:
+        with Outbox(tmp_path / "outbox", create=True) as box, encoded.open("rb") as file:
+            reader = StreamReader(file)
+            box.submit(reader.manifest_bytes, reader.chunks(), layers=layers)
+
+    options = ("--partial-after", "0.5")
+    submit(layers=1)
+    ground, address = serve(tmp_path, workers=1, options=options)
+    try:
+        assert send(tmp_path, address, "--once").wait() == 0
+        row = wait_for_state(tmp_path, "partial")
+    finally:
+        assert ground.terminate() == 0
+    part, tags, properties = picture(row)
+    layers = properties["downlink:layers"]
+    assert (layers[0], layers[-1], sorted(layers, reverse=True)) == (1.0, 0.0, layers)
+    missing = properties["downlink:missing"]
+    assert properties["downlink:partial"] is True
+    assert missing == pytest.approx(1 - row["chunks_committed"] / row["chunks"], abs=0.2)
+    assert (tags["partial"], float(tags["missing_percent"])) == ("yes", pytest.approx(100 * missing, rel=1e-3))
+    assert tags["layers_percent"].startswith("100 ")
+    text = call("list", "--archive", tmp_path / "archive").stdout
+    assert re.match(rf"{row['scene_id'][:12]}  partial      +\d\d %  +\d+  patch  /.*\.tif\n", text)
+
+    submit(layers=None)  # and now the rest
+    ground, address = serve(tmp_path, workers=1, options=options)
+    try:
+        ground.wait_for("listening")
+        assert send(tmp_path, address, "--once").wait() == 0
+        after = wait_for_state(tmp_path, "decoded")
+    finally:
+        assert ground.terminate() == 0
+    whole, tags, properties = picture(after)
+    assert (after["path"], after["item"]) == (row["path"], row["item"])  # the same files, anew
+    assert "partial" not in tags
+    assert "downlink:partial" not in properties
+    assert properties["downlink:missing"] == 0
+    call("decode", encoded, tmp_path / "patch.tif")
+    with rasterio.open(tmp_path / "patch.tif") as dataset:
+        original = np.load(encoded.with_suffix(".npy")).astype(float)
+        assert (dataset.read() == whole).all()
+    errors = [float(((found - original)[original > 0] ** 2).mean()) for found in (part, whole)]
+    assert errors[1] < errors[0] < original[original > 0].var() / 2  # coarse, and a picture
 
 
 def test_a_scene_without_its_model_stays_durable_and_says_why(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from decoder_node import bounds
+from decoder_node.decoding import Outcome, archive_scene
 from decoder_node.ledger import FAILURES_MAX, Ledger
-from decoder_node.worker import Outcome, Workers, archive_scene
+from decoder_node.worker import Workers
 from downlink.errors import BundleError
 from downlink.manifest import Manifest
+from downlink.ranges import Range
 from tests.streams import Stream, stream
 
 
@@ -26,6 +28,8 @@ def task(archive: Path, scene_id: str, model_folders: Sequence[Path], received_a
     with (archive / "tried").open("a") as tried:
         tried.write(f"{scene_id}\n")
     match (archive / scene_id).read_text():
+        case "decode" if there is not None:
+            return Outcome(result={"assets": ["part.tif"], "decode_s": 0.0, "missing": 0.5, "there": len(there)})
         case "decode":
             return Outcome(result={"assets": ["a.tif"], "decode_s": 0.0})
         case "crash":
@@ -187,3 +191,106 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
     made.write(tmp_path / "streams" / f"{made.id}.dl")
     with pytest.raises(BundleError, match=bytes(range(32)).hex()):
         archive_scene(tmp_path, made.id, [], 0.0)
+
+
+def coming(ledger: Ledger, archive: Path, made: Stream, fate: str) -> str:
+    ledger.begin(made.id, Manifest.unpack(made.packed), made.packed, 0, len(made.file))
+    ledger.commit([(made.id, Range(0, 5)), (made.id, Range(7, 5))])
+    (archive / made.id).write_text(fate)
+    return made.id
+
+
+async def until(ledger: Ledger, disk: ThreadPoolExecutor, check: Any) -> None:
+    for _ in range(1000):
+        entries = await asyncio.get_running_loop().run_in_executor(disk, ledger.entries)
+        if check(entries[0]):
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(entries)
+
+
+def test_what_has_come_of_a_scene_is_decoded_and_then_all_of_it(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, create=True)
+    scene_id = coming(ledger, tmp_path, stream(), "decode")
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as disk:
+            workers = Workers(tmp_path, ledger, disk, [], 1, task=task, partial_after_s=0.2)
+            await workers.start()
+            await until(ledger, disk, lambda entry: entry.state == "partial")
+            [entry] = ledger.entries()
+            assert (entry.result["assets"], entry.result["there"]) == (["part.tif"], 2)
+            await asyncio.sleep(1.5)  # nothing more has come: nothing is done
+            assert tries(tmp_path, 0) == 1
+            await asyncio.get_running_loop().run_in_executor(disk, ledger.durable, scene_id)
+            workers.wake()
+            await until(ledger, disk, lambda entry: entry.state == "decoded")
+            await workers.stop()
+
+    asyncio.run(main())
+    [entry] = ledger.entries()
+    assert entry.result["assets"] == ["a.tif"]
+    assert tries(tmp_path, 0) == 2
+
+
+@pytest.mark.parametrize("partial_after_s", [None, 60.0])
+def test_parts_are_left_alone_before_their_time(tmp_path: Path, partial_after_s: float | None) -> None:
+    ledger = Ledger(tmp_path, create=True)
+    coming(ledger, tmp_path, stream(), "decode")
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as disk:
+            workers = Workers(tmp_path, ledger, disk, [], 1, task=task, partial_after_s=partial_after_s)
+            await workers.start()
+            await asyncio.sleep(1.5)
+            await workers.stop()
+
+    asyncio.run(main())
+    assert not (tmp_path / "tried").exists()
+    assert ledger.entries()[0].state == "receiving"
+
+
+@pytest.mark.parametrize("fate", ["crash", "fail", "wait"])
+def test_a_part_that_cannot_be_decoded_is_nobodys_fault(tmp_path: Path, fate: str) -> None:
+    """It is tried again when more has come, and when all has."""
+    ledger = Ledger(tmp_path, create=True)
+    scene_id = coming(ledger, tmp_path, stream(), fate)
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as disk:
+            workers = Workers(tmp_path, ledger, disk, [], 1, task=task, partial_after_s=0.2)
+            await workers.start()
+            while not (tmp_path / "tried").exists():
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(1.5)
+            assert tries(tmp_path, 0) == 1
+            (tmp_path / scene_id).write_text("decode")
+            more = [(scene_id, Range(12, 5))]
+            await asyncio.get_running_loop().run_in_executor(disk, ledger.commit, more)
+            await until(ledger, disk, lambda entry: entry.state == "partial")
+            await workers.stop()
+
+    asyncio.run(main())
+    [entry] = ledger.entries()
+    assert (entry.failures, entry.reason) == (0, None)
+
+
+def test_a_stop_while_a_part_is_decoded_is_made_up_for(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, create=True)
+    scene_id = coming(ledger, tmp_path, stream(), "sleep")
+
+    async def main(stop_after_s: float, state: str) -> None:
+        with ThreadPoolExecutor(1) as disk:
+            workers = Workers(tmp_path, ledger, disk, [], 1, task=task, partial_after_s=0.1)
+            await workers.start()
+            while not (tmp_path / "tried").exists():
+                await asyncio.sleep(0.02)
+            if state == "partial":
+                await until(ledger, disk, lambda entry: entry.state == state)
+            await workers.stop(stop_after_s)
+
+    asyncio.run(main(0.1, "receiving"))
+    assert ledger.entries()[0].state == "receiving"
+    (tmp_path / scene_id).write_text("decode")
+    asyncio.run(main(5.0, "partial"))
+    assert ledger.entries()[0].state == "partial"
