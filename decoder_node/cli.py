@@ -184,11 +184,12 @@ def serve(
         --tls-ca ca.pem --workers 4 --models /srv/models
     """
     from decoder_node.admission import Admission
+    from decoder_node.durable import make_folder
     from decoder_node.log import log_to_stderr
 
     log_to_stderr(log_level)
     tls = _tls(tls_cert, tls_key, tls_ca)
-    archive.mkdir(parents=True, exist_ok=True)
+    make_folder(archive)
     archive = archive.resolve()
     admission = Admission(nodes, bundles)
     with _alone(archive):

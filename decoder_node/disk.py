@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from decoder_node.durable import sync_folder
+from decoder_node.durable import make_folder, sync_folder
 
 
 class Writing(Protocol):
@@ -31,7 +31,7 @@ class Disk:
     """The real one."""
 
     def make_folder(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
 
     def sync_folder(self, folder: Path) -> None:
         """Make the names in a folder survive a power cut."""

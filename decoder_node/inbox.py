@@ -18,8 +18,8 @@ import errno
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
-from weakref import WeakValueDictionary
+from typing import BinaryIO, Final
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from downlink.stream import StreamReader, head
 SCENE_ID: Final = re.compile(r"[0-9a-f]{64}")
 FREE_BYTES_MIN: Final = 64 * 1024 * 1024  # left over for the ledger and for what is being decoded
 RETRY_S: Final = 60  # when the disk is full
+ROUNDS_MAX: Final = 3  # as often a scene's chunks are wanted again because the disk has not kept them; then it waits
 
 
 class Inbox:
@@ -52,6 +53,7 @@ class Inbox:
         self._free_bytes_min = free_bytes_min
         # Streams that carry the same scene share one picture of it.
         self._open: WeakValueDictionary[str, Incoming] = WeakValueDictionary()
+        self._rounds: WeakKeyDictionary[Incoming, int] = WeakKeyDictionary()
         for folder in (self._parts, self._streams):
             self._disk.make_folder(folder)
         self._disk.sync_folder(archive)
@@ -104,6 +106,10 @@ class Inbox:
         for scene_id, group in by_scene.items():
             if self._ledger.settled(scene_id):
                 continue  # another stream was faster: all of it is on disk already
+            # So may it have been with some of it. What is committed is never written again: it may be verified by now.
+            group = [arrival for arrival in group if arrival.incoming.missing[arrival.index]]
+            if not group:
+                continue
             with self._disk.write(self.part_path(scene_id)) as file:
                 start = len(head(group[0].incoming.packed))
                 for arrival in group:
@@ -113,18 +119,18 @@ class Inbox:
         if written:
             self._ledger.commit(written)
 
-    def verify(self, incoming: Incoming) -> StreamError | None:
-        """Read the whole scene back; what is wrong with it, or None. May run in any thread."""
+    def verify(self, incoming: Incoming) -> StreamError | OSError | None:
+        """Read the whole scene back; what is wrong with it, or with reading it, or None. May run in any thread."""
         try:
             with self._disk.read(self.part_path(incoming.scene_id)) as file:
                 StreamReader(file).verify()
         except FileNotFoundError:
             return None  # another stream has finished it meanwhile: `seal` knows
-        except StreamError as error:
+        except (StreamError, OSError) as error:
             return error
         return None
 
-    def seal(self, incoming: Incoming, fault: StreamError | None) -> SceneState | None:
+    def seal(self, incoming: Incoming, fault: StreamError | OSError | None) -> SceneState | None:
         """Make a verified scene durable, or deal with a fault that `verify` has found: the answer to `Finish`."""
         scene_id = incoming.scene_id
         if self._ledger.settled(scene_id):
@@ -192,11 +198,10 @@ class Inbox:
         }
         with self._disk.read(self.part_path(incoming.scene_id)) as file:
             start = len(head(incoming.packed))
-            intact = file.read(start) == head(incoming.packed)
+            intact = _read(file, 0, start) == head(incoming.packed)
             for index in sorted(stored):
                 offset, length = incoming.span(index)
-                file.seek(start + offset)
-                content = file.read(length)
+                content = _read(file, start + offset, length)
                 if not intact or incoming.judge(Chunk(index, incoming.manifest.pages[index][1], content)):
                     self._ledger.correct(incoming.scene_id, ())
                     self._write_header(incoming)
@@ -204,18 +209,20 @@ class Inbox:
                 incoming.learn(index, content)
         incoming.restore(ranges)
 
-    def _faulty(self, incoming: Incoming, fault: StreamError) -> SceneState | None:
-        """Find the chunks that the disk has not kept and want them again; if none is to blame, the manifest is."""
+    def _faulty(self, incoming: Incoming, fault: StreamError | OSError) -> SceneState | None:
+        """Find the chunks that the disk has not kept and want them again; if none is to blame, the manifest is. A disk
+        that does not keep them `ROUNDS_MAX` times is left alone for a while: each round costs the link."""
         damaged = []
         with self._disk.read(self.part_path(incoming.scene_id)) as file:
             start = len(head(incoming.packed))
-            intact = file.read(start) == head(incoming.packed)
+            intact = _read(file, 0, start) == head(incoming.packed)
             for index in range(incoming.manifest.chunk_count):
                 offset, length = incoming.span(index)
-                file.seek(start + offset)
-                if length and (not intact or crc32c(file.read(length)) != incoming.checksum(index)):
+                if length and (not intact or crc32c(_read(file, start + offset, length)) != incoming.checksum(index)):
                     damaged.append(index)
         if not damaged:
+            if isinstance(fault, OSError):  # it has passed: the scene is not to blame
+                raise fault
             self.reject(incoming, str(fault))
             return refused(incoming.scene_id, Corrupt(str(fault)))
         if not intact:
@@ -224,12 +231,26 @@ class Inbox:
         good = np.ones(incoming.manifest.chunk_count, bool)
         good[damaged] = False
         self._ledger.correct(incoming.scene_id, runs(good))
-        return None
+        rounds = self._rounds[incoming] = self._rounds.get(incoming, 0) + 1
+        if rounds < ROUNDS_MAX:
+            return None
+        reason = f"the ground's disk has lost chunks of the scene {rounds} times, {len(damaged)} of them now"
+        refusal = Refusal(RefusalCode.EXHAUSTED, reason, 10 * RETRY_S)
+        return SceneState(incoming.scene_id, State.REFUSED, (), refusal)
 
     def _write_header(self, incoming: Incoming, create: bool = False) -> None:
         with self._disk.write(self.part_path(incoming.scene_id), create=create) as file:
             file.write_at(head(incoming.packed), 0)
             file.sync()
+
+
+def _read(file: BinaryIO, offset: int, length: int) -> bytes:
+    """What a file has there; nothing where the disk cannot read it, which is damage like any other."""
+    try:
+        file.seek(offset)
+        return file.read(length)
+    except OSError:
+        return b""
 
 
 def checked(scene_id: str) -> str:

@@ -26,7 +26,7 @@ from google.protobuf.message import DecodeError
 
 from decoder_node.admission import Admission, Denied, Seat, TooBusy
 from decoder_node.identity import NOBODY, Tls, node_name
-from decoder_node.inbox import Inbox, is_full
+from decoder_node.inbox import RETRY_S, Inbox, is_full
 from decoder_node.ledger import LedgerError
 from decoder_node.log import log
 from decoder_node.server import Server
@@ -132,22 +132,40 @@ class Receiver:
         if not self.admission.trusts(bundle):
             reason = f"the scene's model bundle {bundle.hex()[:12]}… is not among those that this ground takes"
             return SceneState(incoming.scene_id, State.REFUSED, (), Refusal(RefusalCode.FORBIDDEN, reason))
-        return await self.disk(partial(self.inbox.open, incoming, priority, node))
+        try:
+            return await self.disk(partial(self.inbox.open, incoming, priority, node))
+        except OSError as error:
+            return self._failed(incoming, error)
 
     async def finish(self, action: Finish) -> SceneState | None:
         """Verify a scene beside the other work, then seal it."""
         inbox, incoming = self.inbox, action.incoming
-        fault = await asyncio.get_running_loop().run_in_executor(self._reading, inbox.verify, incoming)
-        state = await self.disk(partial(inbox.seal, incoming, fault))
+        try:
+            fault = await asyncio.get_running_loop().run_in_executor(self._reading, inbox.verify, incoming)
+            state = await self.disk(partial(inbox.seal, incoming, fault))
+        except OSError as error:
+            return self._failed(incoming, error)
         facts = {"scene": incoming.scene_id, "title": incoming.manifest.scene.name}
         if state is None:
             log.error("damaged on disk", extra={**facts, "reason": str(fault)})
         elif state.state is State.DURABLE:
             log.info("durable", extra={**facts, "bytes": incoming.manifest.payload_bytes})
             self.on_durable(incoming.scene_id)
+        elif state.refusal is not None and state.refusal.retry_after_s:
+            log.error("damaged on disk", extra={**facts, "reason": state.refusal.message})
         else:
             log.error("quarantined", extra={**facts, "reason": str(fault)})
         return state
+
+    @staticmethod
+    def _failed(incoming: Incoming, error: OSError) -> SceneState:
+        """The disk fails for one scene: it must not hold up the others, which a stream that ends would do. A full disk
+        concerns all of them."""
+        if is_full(error):
+            raise error
+        log.error("cannot store", extra={"scene": incoming.scene_id, "reason": str(error)})
+        reason = "the ground's disk fails for this scene; what was acknowledged is kept"
+        return SceneState(incoming.scene_id, State.REFUSED, (), Refusal(RefusalCode.EXHAUSTED, reason, RETRY_S))
 
 
 class _Stream:

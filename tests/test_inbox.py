@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import pytest
 
-from decoder_node.inbox import Inbox, checked
+import decoder_node.durable
+from decoder_node.disk import Disk, Writing
+from decoder_node.inbox import RETRY_S, Inbox, checked
 from decoder_node.ledger import Ledger
 from downlink.action import Arrival, Commit, Finish, GroundAction, Open, Reject, Send
 from downlink.checksum import crc32c
@@ -218,6 +223,147 @@ def test_a_chunk_that_the_disk_lost_is_wanted_again(tmp_path: Path) -> None:
     again = Ground(tmp_path)
     assert again.missing(made) == [wanted[6]]
     again.send(made, [wanted[6]])
+    assert final(tmp_path, made).read_bytes() == made.file
+
+
+def test_the_folders_of_a_new_archive_survive_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(decoder_node.durable, "sync_folder", synced.append)
+    Disk().make_folder(tmp_path / "a" / "b" / "inbox")
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+
+
+class BadSector(Disk):
+    """A disk on which one byte of the files in `inbox/` cannot be read, until it is written again, or for ever."""
+
+    def __init__(self, offset: int, for_ever: bool = False) -> None:
+        self.offset: int | None = None  # not yet
+        self._at, self._for_ever = offset, for_ever
+
+    def break_down(self) -> None:
+        self.offset = self._at
+
+    def read(self, path: Path) -> BinaryIO:
+        disk, inner = self, super().read(path)
+
+        class Failing(io.FileIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                place = self.tell()
+                content = super().read(-1 if size is None else size)
+                if disk.offset is not None and place <= disk.offset < place + len(content):
+                    raise OSError(errno.EIO, "Input/output error")
+                return content
+
+        inner.close()
+        return Failing(path) if path.suffix == ".part" else path.open("rb")  # type: ignore[return-value]
+
+    @contextmanager
+    def write(self, path: Path, *, create: bool = False) -> Iterator[Writing]:
+        with super().write(path, create=create) as file:
+            write_at = file.write_at
+
+            def healing(content: bytes, offset: int) -> None:
+                if self.offset is not None and offset <= self.offset < offset + len(content) and not self._for_ever:
+                    self.offset = None
+                write_at(content, offset)
+
+            file.write_at = healing  # type: ignore[method-assign]
+            yield file
+
+
+def place_of(made: Stream, index: int) -> int:
+    """Where a chunk is in the file."""
+    return len(head(made.packed)) + sum(map(len, made.chunks[:index]))
+
+
+def test_a_chunk_that_the_disk_cannot_read_is_wanted_again(tmp_path: Path) -> None:
+    made = stream()
+    chosen = sorted(made.sent)[8]
+    disk = BadSector(place_of(made, chosen))
+    ground = Ground(tmp_path, disk=disk)
+    wanted = ground.missing(made)
+    ground.send(made, wanted[:-1])
+    disk.break_down()
+    ground.send(made, wanted[-1:])
+    assert [(item.first, item.count) for item in ground.states[-1].missing] == [(chosen, 1)]
+    ground.send(made, [chosen])
+    assert ground.states[-1] == made.durable
+    assert final(tmp_path, made).read_bytes() == made.file
+
+
+def test_a_disk_that_never_keeps_a_chunk_costs_three_sendings_and_a_pause(tmp_path: Path) -> None:
+    made = stream()
+    chosen = sorted(made.sent)[8]
+    disk = BadSector(place_of(made, chosen), for_ever=True)
+    ground = Ground(tmp_path, disk=disk)
+    wanted = ground.missing(made)
+    disk.break_down()
+    ground.send(made, wanted)
+    sendings = 1
+    while ground.states[-1].state is State.RECEIVING:
+        assert [(item.first, item.count) for item in ground.states[-1].missing] == [(chosen, 1)]
+        sendings += 1
+        assert sendings <= 3
+        ground.send(made, [chosen])
+    state = ground.states[-1]
+    assert sendings == 3
+    assert state.refusal is not None
+    assert (state.refusal.code, state.refusal.retry_after_s) == (RefusalCode.EXHAUSTED, 10 * RETRY_S)
+    assert str(tmp_path) not in state.refusal.message
+    disk.offset = None  # another disk
+    assert ground.missing(made) == [chosen]
+    ground.send(made, [chosen])
+    assert final(tmp_path, made).read_bytes() == made.file
+
+
+def test_a_read_that_fails_once_blames_no_chunk_and_no_scene(tmp_path: Path) -> None:
+    made = stream()
+    ground = Ground(tmp_path)
+    wanted = ground.missing(made)
+    ground.send(made, wanted[:-1])
+    [incoming] = [arrival.incoming for arrival in held(ground, made, wanted[-1])]
+    fault = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(OSError, match="Input/output"):
+        ground.inbox.seal(incoming, fault)
+    assert ground.inbox.seal(incoming, ground.inbox.verify(incoming)) == SceneState(made.id, State.DURABLE)
+
+
+def held(ground: Ground, made: Stream, index: int) -> tuple[Arrival, ...]:
+    """Commit one more chunk, without what follows from it."""
+    part = Chunk(index, crc32c(made.chunks[index]), made.chunks[index])
+    [commit] = ground.session.receive(Chunks(made.id, (part,), True), 0.0)
+    assert isinstance(commit, Commit)
+    ground.inbox.commit(commit.arrivals)
+    ground.session.committed(commit, 0.0)
+    return commit.arrivals
+
+
+def forged(content: bytes) -> bytes:
+    """Other bytes of the same length and CRC-32C: they differ by the polynomial that it is the remainder of."""
+    polynomial = 0x1_1EDC6F41
+    bits = np.array([polynomial >> place & 1 for place in range(32, -1, -1)], np.uint8)
+    difference = np.zeros(len(content), np.uint8)
+    packed = np.packbits(bits, bitorder="little")
+    difference[: len(packed)] = packed
+    other = (np.frombuffer(content, np.uint8) ^ difference).tobytes()
+    assert other != content
+    assert crc32c(other) == crc32c(content)
+    return other
+
+
+def test_a_forgery_with_the_right_checksum_never_replaces_what_is_committed(tmp_path: Path) -> None:
+    """Another stream may have judged it while the chunk was missing, and commits it after the scene was verified."""
+    made = stream(3, chunk_bytes=60)
+    ground = Ground(tmp_path)
+    wanted = ground.missing(made)
+    [chosen, *_] = (index for index in wanted[1:] if len(made.chunks[index]) > 20)
+    ground.send(made, wanted[:-1])
+    [last] = held(ground, made, wanted[-1])
+    incoming = last.incoming
+    fault = ground.inbox.verify(incoming)
+    assert fault is None
+    ground.inbox.commit([Arrival(incoming, chosen, forged(made.chunks[chosen]))])
+    assert ground.inbox.seal(incoming, fault) == SceneState(made.id, State.DURABLE)
     assert final(tmp_path, made).read_bytes() == made.file
 
 

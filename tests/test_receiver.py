@@ -22,6 +22,7 @@ from downlink.checksum import crc32c
 from downlink.errors import LinkError
 from downlink.frame import REVISION, Chunk, Chunks, EdgeFrame, Hello, Offer
 from downlink.framing import edge_message
+from downlink.incoming import Incoming
 from downlink.limits import MESSAGE_BYTES_MAX
 from downlink.wire import link_pb2 as pb
 from downlink.wire import link_pb2_grpc
@@ -192,6 +193,38 @@ def test_a_full_disk_is_said_and_nothing_is_acknowledged(tmp_path: Path, monkeyp
     assert "disk is full" in details
     assert str(tmp_path) not in details
     assert "ack" not in [answer.WhichOneof("frame") for answer in answers]
+
+
+@pytest.mark.parametrize("step", ["open", "verify", "seal"])
+def test_a_scene_that_the_disk_fails_does_not_hold_up_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A bad sector, not a full disk: the scene is refused for a while, and the stream goes on."""
+    sick, well = stream(1), stream(2)
+    works = getattr(Inbox, step)
+
+    def fails(inbox: Inbox, incoming: Incoming, *rest: object) -> object:
+        if incoming.scene_id == sick.id:
+            raise OSError(5, "Input/output error", str(tmp_path))
+        return works(inbox, incoming, *rest)
+
+    monkeypatch.setattr(Inbox, step, fails)
+    frames = [HELLO, Offer(sick.id, sick.packed), Offer(well.id, well.packed)]
+    sendings = [chunks(well, *sorted(well.sent))]
+    if step != "open":
+        sendings.insert(0, chunks(sick, *sorted(sick.sent)))
+    answers, code, _ = against(tmp_path, lambda channel, _: say(channel, *frames, *sendings))
+    assert code is grpc.StatusCode.OK
+    said = {
+        (answer.scene_state.scene_id.hex(), answer.scene_state.state): answer.scene_state
+        for answer in answers
+        if answer.WhichOneof("frame") == "scene_state"
+    }
+    assert (well.id, pb.STATE_DURABLE) in said
+    refusal = said[sick.id, pb.STATE_REFUSED].refusal
+    assert refusal.retry_after_s > 0
+    assert str(tmp_path) not in refusal.message
+    assert (tmp_path / "streams" / f"{well.id}.dl").read_bytes() == well.file
 
 
 def test_health_is_served(tmp_path: Path) -> None:
