@@ -33,7 +33,7 @@ MUTATIONS: Final = (
         "the ground's ledger does not sync its commits",
         "decoder_node/ledger_file.py",
         'db.execute("PRAGMA synchronous = FULL")',
-        'self._db.execute("PRAGMA synchronous = OFF")',
+        'db.execute("PRAGMA synchronous = OFF")',
         "tests/test_ledger.py::test_the_disk_is_synced_at_every_commit",
     ),
     Mutation(
@@ -73,6 +73,20 @@ MUTATIONS: Final = (
         "        self._disk.sync(part)\n        self._disk.rename(part, self.stream_path(scene_id))",
         "        self._disk.rename(part, self.stream_path(scene_id))",
         "tests/test_inbox.py::test_bytes_are_synced_before_the_ledger_says_so_and_renamed_before_the_scene_is_durable",
+    ),
+    Mutation(
+        "what is committed is written again",
+        "decoder_node/inbox.py",
+        "            group = [arrival for arrival in group if arrival.incoming.missing[arrival.index]]\n",
+        "",
+        "tests/test_inbox.py::test_a_forgery_with_the_right_checksum_never_replaces_what_is_committed",
+    ),
+    Mutation(
+        "a scene that the disk fails ends the stream",
+        "decoder_node/receiver.py",
+        "        if is_full(error):",
+        "        if True:",
+        "tests/test_receiver.py::test_a_scene_that_the_disk_fails_does_not_hold_up_the_others",
     ),
     Mutation(
         "the outbox does not sync its commits",

@@ -50,3 +50,4 @@ def test_a_promise_that_is_broken_on_purpose_is_missed(copy: Path, mutation: Mut
     finally:
         path.write_text(truth)
     assert broken.returncode == 1, f"{mutation.test} has not noticed:\n{broken.stdout[-2000:]}"
+    assert not any(wrong in broken.stdout for wrong in ("NameError", "SyntaxError", "IndentationError")), broken.stdout
