@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from downlink.frame import EdgeFrame, GroundFrame, Refusal
+from downlink.frame import Answer, Ask, BundlePart, EdgeFrame, GroundFrame, Refusal
 from downlink.incoming import Incoming
 from downlink.ranges import Range
 
@@ -135,7 +135,14 @@ class Finish:
     incoming: Incoming
 
 
-EdgeAction = Send[EdgeFrame] | Delivered | Kept | Paused | Refused | Close
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The ground asks for something, or sends a part of a bundle: carry it out, once, and say what has become of it."""
+
+    frame: Ask | BundlePart
+
+
+EdgeAction = Send[EdgeFrame] | Delivered | Kept | Paused | Refused | Asked | Close
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,4 +153,36 @@ class Reject:
     reason: str
 
 
-GroundAction = Send[GroundFrame] | Open | Commit | Finish | Reject | Close
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A request that waits to be answered. `bundle_bytes` is the size of the bundle that is to be installed, else 0."""
+
+    ask: Ask
+    bundle_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Find what waits for this node: the oldest request that is no installation, and the oldest installation, leaving
+    these out. Answer with `found`."""
+
+    without: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The edge has said what has become of a request: keep it."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPart:
+    """Read this part of the bundle that a request is about. Answer with `part`."""
+
+    ask_id: str
+    offset: int
+    length: int
+
+
+GroundAction = Send[GroundFrame] | Open | Commit | Finish | Reject | Look | Answered | ReadPart | Close

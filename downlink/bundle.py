@@ -34,8 +34,8 @@ from downlink.manifest import BUNDLE_NAME
 FORMAT: Final = 1
 KINDS: Final = ("planes",)
 
-_JSON: Final = "bundle.json"
-_FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+JSON: Final = "bundle.json"
+FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _NOT_IN_HALF: Final = {"encoder": "decoder.onnx", "decoder": "encoder.onnx"}
 
@@ -86,7 +86,7 @@ class Bundle:
         if found != self.files[name]:
             raise BundleError(
                 f"bundle {self.name} at {self.folder}: {name} has sha256 {found}, "
-                f"{self.files[name]} stated in {_JSON}; copy the bundle again"
+                f"{self.files[name]} stated in {JSON}; copy the bundle again"
             )
         if name.endswith(".onnx"):
             check_graph(content, f"bundle {self.name}: {name}")
@@ -108,14 +108,14 @@ def split(folder: Traversable | Path, half: Literal["encoder", "decoder"]) -> di
         raise BundleError(f"a bundle has no {half!r} half; choose {' or '.join(_NOT_IN_HALF)}")
     bundle = Bundle.read(folder)
     kept = [name for name in bundle.files if name != _NOT_IN_HALF[half]]
-    return {_JSON: _json_bytes(folder)} | {name: bundle.file(name) for name in kept}
+    return {JSON: _json_bytes(folder)} | {name: bundle.file(name) for name in kept}
 
 
 def released(name: str) -> Traversable:
     """The folder of the released bundle `name`: in the installed package, else in the checkout beside it."""
     if BUNDLE_NAME.fullmatch(name):
         for shelf in _shelves():
-            if shelf.joinpath(name).joinpath(_JSON).is_file():
+            if shelf.joinpath(name).joinpath(JSON).is_file():
                 return shelf.joinpath(name)
     raise BundleError(f"no released bundle is called {name!r}; there are: {', '.join(released_names()) or 'none'}")
 
@@ -135,10 +135,10 @@ def find(name_or_path: str | Path, extra_dirs: Iterable[Path] = ()) -> Bundle:
         for folder in _candidates(extra_dirs):
             if folder.name == text:
                 return Bundle.read(folder)
-    if (Path(text) / _JSON).is_file():
+    if (Path(text) / JSON).is_file():
         return Bundle.read(Path(text))
     names = ", ".join(released_names()) or "none"
-    raise BundleError(f"no bundle {text!r}: neither a folder with a {_JSON} nor one of the released ones ({names})")
+    raise BundleError(f"no bundle {text!r}: neither a folder with a {JSON} nor one of the released ones ({names})")
 
 
 def find_id(wanted: bytes, extra_dirs: Iterable[Path] = (), needs: str | None = None) -> Bundle:
@@ -177,12 +177,12 @@ def _shelves() -> Iterator[Traversable]:
 def _bundles_in(shelf: Traversable) -> list[Traversable]:
     if not shelf.is_dir():
         return []
-    return sorted((f for f in shelf.iterdir() if f.joinpath(_JSON).is_file()), key=lambda folder: folder.name)
+    return sorted((f for f in shelf.iterdir() if f.joinpath(JSON).is_file()), key=lambda folder: folder.name)
 
 
 def _candidates(extra_dirs: Iterable[Path]) -> Iterator[Traversable]:
     for folder in extra_dirs:
-        if (folder / _JSON).is_file():
+        if (folder / JSON).is_file():
             yield folder
         yield from _bundles_in(folder)
     for shelf in _shelves():
@@ -191,16 +191,16 @@ def _candidates(extra_dirs: Iterable[Path]) -> Iterator[Traversable]:
 
 def _json_bytes(folder: Traversable | Path) -> bytes:
     try:
-        stated_bytes = folder.joinpath(_JSON).read_bytes()
+        stated_bytes = folder.joinpath(JSON).read_bytes()
     except OSError as error:
-        raise BundleError(f"{folder} is not a bundle: its {_JSON} cannot be read ({error.strerror})") from error
+        raise BundleError(f"{folder} is not a bundle: its {JSON} cannot be read ({error.strerror})") from error
     if len(stated_bytes) > limits.BUNDLE_JSON_BYTES_MAX:
-        raise BundleError(f"{folder}: {_JSON} has {len(stated_bytes)} bytes, above {limits.BUNDLE_JSON_BYTES_MAX}")
+        raise BundleError(f"{folder}: {JSON} has {len(stated_bytes)} bytes, above {limits.BUNDLE_JSON_BYTES_MAX}")
     return stated_bytes
 
 
 def _parse(stated_bytes: bytes, folder: Traversable) -> _Stated:
-    where = f"{folder}: {_JSON}"
+    where = f"{folder}: {JSON}"
     try:
         stated = msgspec.json.decode(stated_bytes, type=_Stated)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -212,8 +212,8 @@ def _parse(stated_bytes: bytes, folder: Traversable) -> _Stated:
     if not BUNDLE_NAME.fullmatch(stated.name):
         raise BundleError(f"{where}: name {stated.name!r} does not match {BUNDLE_NAME.pattern}")
     for name, digest in stated.files.items():
-        if not _FILE_NAME.fullmatch(name) or name == _JSON:
-            raise BundleError(f"{where}: file name {name!r} must be a plain name matching {_FILE_NAME.pattern}")
+        if not FILE_NAME.fullmatch(name) or name == JSON:
+            raise BundleError(f"{where}: file name {name!r} must be a plain name matching {FILE_NAME.pattern}")
         if not _SHA256.fullmatch(digest):
             raise BundleError(f"{where}: the sha256 of {name} is {digest[:80]!r}, not 64 lower-case hex digits")
     return stated

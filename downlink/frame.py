@@ -21,8 +21,11 @@ FRAME_CONTENT_BYTES_MAX: Final = (
 FRAME_CHUNKS_MAX: Final = 1024  # chunks in one frame: some 20 ms of checksums while others wait
 FRAME_RANGES_MAX: Final = 4096  # ranges in one frame: at most 13 bytes each on the wire
 OPEN_SCENES_MAX: Final = 4  # per stream: each may cost the ground some 9 MiB of chunk list and bitmap
-RETRY_S_MAX: Final = 86_400  # a ground never sends an edge away for longer; a damaged frame might
+RETRY_S_MAX: Final = 3600  # a ground never sends an edge away for longer; a damaged frame might
 REASON_BYTES_MAX: Final = 1024  # a sentence or two for a person
+ASK_ID_BYTES: Final = 16
+PART_BYTES_MAX: Final = 32 * 1024  # of a bundle in one frame: 4 s at 64 kbit/s
+PARTS_AHEAD_BYTES: Final = 64 * 1024  # of a bundle under way: acknowledgements wait behind it
 
 
 class State(IntEnum):
@@ -43,6 +46,14 @@ class RefusalCode(IntEnum):
     EXHAUSTED = 5
     BUSY = 6
     FORBIDDEN = 7
+
+
+class Verdict(IntEnum):
+    """What has become of a request. Numbers as on the wire, where one flipped bit makes none of them of another."""
+
+    DONE = 1
+    REFUSED = 2
+    UNKNOWN_SCENE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,5 +124,31 @@ class Resend:
     reason: str
 
 
-EdgeFrame = Hello | Offer | Chunks | Pause
-GroundFrame = Welcome | SceneState | Ack | Resend
+@dataclass(frozen=True, slots=True)
+class Ask:
+    ask_id: str  # 32 hex digits
+    request: bytes  # packed: `downlink.request`
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    ask_id: str
+    verdict: Verdict
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    ask_id: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class BundlePart:
+    ask_id: str
+    offset: int
+    content: bytes
+
+
+EdgeFrame = Hello | Offer | Chunks | Pause | Answer | Progress
+GroundFrame = Welcome | SceneState | Ack | Resend | Ask | BundlePart

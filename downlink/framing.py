@@ -1,10 +1,10 @@
-"""Frames to protobuf messages and back: the only place that knows both.
+"""Frames to protobuf messages and back: with `downlink.request`, the only place that knows both.
 
 Refuses, with `LinkError`, everything that protobuf lets through and the schema's comments forbid: ids that are not 32
 bytes, empty chunks, chunks and manifests over their bounds, ranges that are empty, unordered, touching, too many or
-past the largest chunk number, texts over their bound, unknown states, and words that only damage can have made
-(durable without a hash, refused without a reason). What needs knowledge of a scene (is that index
-below its chunk count?) is the sessions' business.
+past the largest chunk number, texts over their bound, unknown states, words that only damage can have made (durable
+without a hash, refused without a reason), requests and parts of bundles without their checksums. What needs knowledge
+of a scene (is that index below its chunk count?) is the sessions' business.
 """
 
 from __future__ import annotations
@@ -12,14 +12,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from downlink import limits
+from downlink.checksum import crc32c
 from downlink.errors import LinkError
 from downlink.frame import (
+    ASK_ID_BYTES,
     FRAME_CHUNKS_MAX,
     FRAME_CONTENT_BYTES_MAX,
     FRAME_RANGES_MAX,
+    PART_BYTES_MAX,
     REASON_BYTES_MAX,
     RETRY_S_MAX,
     Ack,
+    Answer,
+    Ask,
+    BundlePart,
     Chunk,
     Chunks,
     EdgeFrame,
@@ -27,11 +33,13 @@ from downlink.frame import (
     Hello,
     Offer,
     Pause,
+    Progress,
     Refusal,
     RefusalCode,
     Resend,
     SceneState,
     State,
+    Verdict,
     Welcome,
 )
 from downlink.ranges import Range
@@ -53,6 +61,11 @@ def edge_message(frame: EdgeFrame) -> pb.EdgeFrame:
             return pb.EdgeFrame(chunks=pb.Chunks(scene_id=bytes.fromhex(scene_id), chunks=parts, flush=flush))
         case Pause(scene_id):
             return pb.EdgeFrame(pause=pb.Pause(scene_id=bytes.fromhex(scene_id)))
+        case Answer(ask_id, verdict, text):
+            code = pb.AnswerCode.Name(verdict)
+            return pb.EdgeFrame(answer=pb.Answer(ask_id=bytes.fromhex(ask_id), code=code, message=_cut(text)))
+        case Progress(ask_id, offset):
+            return pb.EdgeFrame(progress=pb.Progress(ask_id=bytes.fromhex(ask_id), offset=offset))
 
 
 def ground_message(frame: GroundFrame) -> pb.GroundFrame:
@@ -69,16 +82,23 @@ def ground_message(frame: GroundFrame) -> pb.GroundFrame:
             message = pb.SceneState(
                 scene_id=bytes.fromhex(scene_id),
                 state=pb.State.Name(state),
-                missing=_ranges_out(missing),
+                missing=ranges_out(missing),
                 refusal=answer,
                 payload_sha256=payload_sha256,
             )
             return pb.GroundFrame(scene_state=message)
         case Ack(scene_id, committed):
-            return pb.GroundFrame(ack=pb.Ack(scene_id=bytes.fromhex(scene_id), committed=_ranges_out(committed)))
+            return pb.GroundFrame(ack=pb.Ack(scene_id=bytes.fromhex(scene_id), committed=ranges_out(committed)))
         case Resend(scene_id, ranges, reason):
-            resend = pb.Resend(scene_id=bytes.fromhex(scene_id), ranges=_ranges_out(ranges), reason=_cut(reason))
+            resend = pb.Resend(scene_id=bytes.fromhex(scene_id), ranges=ranges_out(ranges), reason=_cut(reason))
             return pb.GroundFrame(resend=resend)
+        case Ask(ask_id, request):
+            raw = bytes.fromhex(ask_id)
+            return pb.GroundFrame(ask=pb.Ask(ask_id=raw, request=request, crc32c=crc32c(raw + request)))
+        case BundlePart(ask_id, offset, content):
+            raw = bytes.fromhex(ask_id)
+            part = pb.BundlePart(ask_id=raw, offset=offset, crc32c=crc32c(content), content=content)
+            return pb.GroundFrame(bundle_part=part)
 
 
 def edge_frame(message: pb.EdgeFrame) -> EdgeFrame:
@@ -97,6 +117,18 @@ def edge_frame(message: pb.EdgeFrame) -> EdgeFrame:
             return _chunks_in(message.chunks)
         case "pause":
             return Pause(_scene_id(message.pause.scene_id, "Pause"))
+        case "answer":
+            answer = message.answer
+            number = int(answer.code)
+            if number not in {int(known) for known in Verdict}:
+                raise LinkError(f"Answer.code {number} is not known to this ground: the frame is damaged, or update it")
+            text = _text(answer.message, REASON_BYTES_MAX, "Answer.message")
+            return Answer(_ask_id(answer.ask_id, "Answer"), Verdict(number), text)
+        case "progress":
+            progress = message.progress
+            if progress.offset > limits.BUNDLE_BYTES_MAX:
+                raise LinkError(f"Progress.offset is {progress.offset}, a bundle has {limits.BUNDLE_BYTES_MAX} at most")
+            return Progress(_ask_id(progress.ask_id, "Progress"), progress.offset)
         case _:
             raise LinkError(
                 "a frame with no field set: the edge speaks a later revision than it said, or the frame is damaged"
@@ -113,7 +145,7 @@ def ground_frame(message: pb.GroundFrame) -> GroundFrame | None:
         case "scene_state":
             state = message.scene_state
             scene_id = _scene_id(state.scene_id, "SceneState")
-            missing = _ranges_in(state.missing, "SceneState.missing")
+            missing = ranges_in(state.missing, "SceneState.missing")
             number = int(state.state)
             if number not in {int(known) for known in State}:
                 raise LinkError(f"scene {scene_id[:12]}…: state {number} is not known to this edge; update it")
@@ -126,13 +158,37 @@ def ground_frame(message: pb.GroundFrame) -> GroundFrame | None:
             return SceneState(scene_id, State(number), missing, refusal, state.payload_sha256)
         case "ack":
             ack = message.ack
-            return Ack(_scene_id(ack.scene_id, "Ack"), _ranges_in(ack.committed, "Ack.committed"))
+            return Ack(_scene_id(ack.scene_id, "Ack"), ranges_in(ack.committed, "Ack.committed"))
         case "resend":
             resend = message.resend
             reason = _text(resend.reason, REASON_BYTES_MAX, "Resend.reason")
-            return Resend(_scene_id(resend.scene_id, "Resend"), _ranges_in(resend.ranges, "Resend.ranges"), reason)
+            return Resend(_scene_id(resend.scene_id, "Resend"), ranges_in(resend.ranges, "Resend.ranges"), reason)
+        case "ask":
+            return _ask_in(message.ask)
+        case "bundle_part":
+            return _part_in(message.bundle_part)
         case _:
             return None
+
+
+def _ask_in(message: pb.Ask) -> Ask:
+    ask_id = _ask_id(message.ask_id, "Ask")
+    if not 0 < len(message.request) <= limits.REQUEST_BYTES_MAX:
+        size = len(message.request)
+        raise LinkError(f"Ask.request has {size} bytes, 1 to {limits.REQUEST_BYTES_MAX} are allowed")
+    if crc32c(message.ask_id + message.request) != message.crc32c:
+        raise LinkError(f"request {ask_id[:12]}… does not have its checksum: the frame is damaged")
+    return Ask(ask_id, message.request)
+
+
+def _part_in(message: pb.BundlePart) -> BundlePart:
+    ask_id = _ask_id(message.ask_id, "BundlePart")
+    if not 0 < len(message.content) <= PART_BYTES_MAX:
+        size = len(message.content)
+        raise LinkError(f"BundlePart.content has {size} bytes, 1 to {PART_BYTES_MAX} are allowed")
+    if crc32c(message.content) != message.crc32c:
+        raise LinkError(f"a part of the bundle of request {ask_id[:12]}… does not have its checksum: it is damaged")
+    return BundlePart(ask_id, message.offset, message.content)
 
 
 def _refusal_in(scene_id: str, message: pb.Refusal) -> Refusal:
@@ -179,6 +235,12 @@ def _scene_id(raw: bytes, where: str) -> str:
     return raw.hex()
 
 
+def _ask_id(raw: bytes, where: str) -> str:
+    if len(raw) != ASK_ID_BYTES:
+        raise LinkError(f"{where}.ask_id has {len(raw)} bytes, {ASK_ID_BYTES} are a request's name")
+    return raw.hex()
+
+
 def _text(text: str, bytes_max: int, where: str) -> str:
     size = len(text.encode())
     if size > bytes_max:
@@ -190,11 +252,13 @@ def _cut(text: str) -> str:
     return text.encode()[:REASON_BYTES_MAX].decode(errors="ignore")
 
 
-def _ranges_out(ranges: Iterable[Range]) -> list[pb.Range]:
+def ranges_out(ranges: Iterable[Range]) -> list[pb.Range]:
+    """Ranges as messages."""
     return [pb.Range(first=item.first, count=item.count) for item in ranges]
 
 
-def _ranges_in(messages: Sequence[pb.Range], where: str) -> tuple[Range, ...]:
+def ranges_in(messages: Sequence[pb.Range], where: str) -> tuple[Range, ...]:
+    """Ranges of messages, checked."""
     if len(messages) > FRAME_RANGES_MAX:
         raise LinkError(f"{where} lists {len(messages)} ranges, at most {FRAME_RANGES_MAX} are allowed")
     ranges = tuple(Range(message.first, message.count) for message in messages)

@@ -50,10 +50,13 @@ ZSTD_RAW_BYTES_MAX: Final = MIB  # whatever one zstd frame may expand to (side i
 
 # Model bundles.
 BUNDLE_JSON_BYTES_MAX: Final = MIB
+BUNDLE_BYTES_MAX: Final = 64 * MIB  # that comes over the link: ten times the largest we have; 2.3 h at 64 kbit/s
+BUNDLE_FILES_MAX: Final = 64
 
 # The link.
 MESSAGE_BYTES_MAX: Final = MIB  # gRPC's own bound, which holds against gzip bombs as well: never raise it to -1
 UNACKED_BYTES_MAX: Final = 16 * MIB  # the window: 26 Mbit/s at a round trip of 5 s
+REQUEST_BYTES_MAX: Final = 64 * KIB  # of the ground: 4096 ranges fit
 STREAMS_PER_NODE_MAX: Final = 2  # one that works and one that nobody has noticed is dead
 NODES_MAX: Final = 64
 HELLOS_PER_MINUTE_MAX: Final = 60  # per node: a link that is cut each second still gets through

@@ -8,7 +8,7 @@ Pure functions; nothing here refuses anything but its caller's mistakes, because
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,3 +72,23 @@ def bitmap(length: int, ranges: Iterable[Range]) -> NDArray[np.bool_]:
     for item in ranges:
         bits[item.first : item.end] = True
     return bits
+
+
+def holds(ranges: Iterable[Range], index: int) -> bool:
+    """Is an index in one of these ranges?"""
+    return any(item.first <= index < item.end for item in ranges)
+
+
+def holder(ranges: Iterable[Range]) -> Callable[[int], bool]:
+    """Is an index in these ranges (ascending, not touching)? Quick for many."""
+    listed = tuple(ranges)
+    if len(listed) < 4:
+        return lambda index: holds(listed, index)
+    firsts = np.array([item.first for item in listed])
+    ends = [item.end for item in listed]
+
+    def held(index: int) -> bool:
+        place = int(firsts.searchsorted(index, side="right")) - 1
+        return place >= 0 and index < ends[place]
+
+    return held

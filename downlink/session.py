@@ -4,8 +4,10 @@ or a clock.
 A session is one stream, from `Hello` to its end. What must outlive a stream (the edge's outbox, the ground's store)
 lives with the caller, who carries out the actions in the order given and reports back:
 
-    edge:    Send, Delivered, Refused, Close             and, pulled by whoever paces the link, `EdgeSession.take`
-    ground:  Send, Open, Commit, Finish, Reject, Close   answered by `opened`, `committed` or `failed`, `finished`
+    edge:    Send, Delivered, Kept, Paused, Refused, Asked, Close
+             and, pulled by whoever paces the link, `EdgeSession.take`
+    ground:  Send, Open, Commit, Finish, Reject, Look, Answered, ReadPart, Close
+             answered by `opened`, `committed` or `failed`, `finished`, `found`, `part`
 
 `now` is any monotone clock in seconds; `deadline` says when `tick` must be called at the latest.
 

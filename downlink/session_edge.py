@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downlink import limits
-from downlink.action import Close, Delivered, EdgeAction, Kept, Outgoing, Paused, Refused, Send, Status, Transmit
+from downlink.action import Asked, Close, Delivered, EdgeAction, Kept, Outgoing, Paused, Refused, Send, Status, Transmit
 from downlink.frame import (
     FRAME_CHUNKS_MAX,
     FRAME_CONTENT_BYTES_MAX,
     OPEN_SCENES_MAX,
     REVISION,
     Ack,
+    Ask,
+    BundlePart,
     GroundFrame,
     Hello,
     Offer,
@@ -30,7 +32,7 @@ from downlink.frame import (
 )
 from downlink.layer import layer_ends, layer_of
 from downlink.manifest import Manifest
-from downlink.ranges import Range, bitmap, runs_of
+from downlink.ranges import Range, bitmap, holder, holds, runs_of
 from downlink.window import Mark, Window
 
 FLYING_CHUNKS_MAX: Final = 16_384  # chunks not yet acknowledged, however small they are
@@ -59,7 +61,7 @@ class _Scene:
         """The one that the next chunk belongs to: 0 for chunks that the ground asks for first of all."""
         if not self.todo:
             return len(self.ends) if self.answered else self.outgoing.layer
-        return 0 if _holds(self.outgoing.first, self.todo[-1]) else layer_of(self.ends, self.todo[-1])
+        return 0 if holds(self.outgoing.first, self.todo[-1]) else layer_of(self.ends, self.todo[-1])
 
     @property
     def rank(self) -> Rank:
@@ -74,7 +76,7 @@ class _Scene:
         """These are to be sent: the chunk list before all others, then what is asked for first, then in their order."""
         self.todo = sorted(wanted, reverse=True)
         if self.outgoing.first:
-            first = _holder(self.outgoing.first)
+            first = holder(self.outgoing.first)
             self.todo.sort(key=lambda index: index < self.pages or first(index))  # stable: the order within stays
 
 
@@ -210,6 +212,8 @@ class EdgeSession:
                     scene.plan({*scene.todo, *again})
                     if not scene.placed:  # it will be offered again
                         self._forget(scene)
+            case Ask() | BundlePart():
+                actions = [Asked(frame)]
         self._watch(now)
         return actions
 
@@ -302,7 +306,7 @@ class EdgeSession:
 
     def _land(self, scene: _Scene, ranges: Iterable[Range], now: float | None) -> list[int]:
         """Chunks in these ranges are under way no longer: acknowledged `now`, or lost."""
-        held = _holder(ranges)
+        held = holder(ranges)
         landed = [index for index in scene.flying if held(index)]
         marks = [(scene.flying.pop(index), int(scene.outgoing.lengths[index])) for index in landed]
         self._unacked -= sum(size for _, size in marks)
@@ -341,22 +345,3 @@ class EdgeSession:
             self._waiting_since = None
         elif self._waiting_since is None:
             self._waiting_since = now
-
-
-def _holds(ranges: Iterable[Range], index: int) -> bool:
-    return any(item.first <= index < item.end for item in ranges)
-
-
-def _holder(ranges: Iterable[Range]) -> Callable[[int], bool]:
-    """Is an index in these ranges (ascending, not touching)? Quick for many."""
-    listed = tuple(ranges)
-    if len(listed) < 4:
-        return lambda index: _holds(listed, index)
-    firsts = np.array([item.first for item in listed])
-    ends = [item.end for item in listed]
-
-    def held(index: int) -> bool:
-        place = int(firsts.searchsorted(index, side="right")) - 1
-        return place >= 0 and index < ends[place]
-
-    return held

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
 from downlink import manifest as manifests
-from downlink.action import Arrival, Close, Commit, Finish, GroundAction, Open, Reject, Send, Status
+from downlink.action import Arrival, Close, Commit, Finish, GroundAction, Open, Reject, Send, Status, Waiting
+from downlink.asking import LOOK_S, Asking
 from downlink.errors import StreamError
 from downlink.frame import (
     GROUP_CHUNKS,
@@ -15,6 +16,7 @@ from downlink.frame import (
     OPEN_SCENES_MAX,
     REVISION,
     Ack,
+    Answer,
     Chunk,
     Chunks,
     EdgeFrame,
@@ -22,6 +24,7 @@ from downlink.frame import (
     Hello,
     Offer,
     Pause,
+    Progress,
     Refusal,
     RefusalCode,
     Resend,
@@ -45,7 +48,8 @@ class GroundSession:
     dead): what one has committed, the others no longer miss.
     """
 
-    def __init__(self, software: str, places: int = OPEN_SCENES_MAX) -> None:
+    def __init__(self, software: str, places: int = OPEN_SCENES_MAX, look_s: float = LOOK_S) -> None:
+        self._asking = Asking(look_s)
         self._software = software
         self._places = places
         self._greeted = False
@@ -56,7 +60,12 @@ class GroundSession:
         self._busy: set[tuple[str, int]] = set()  # held, or being committed
         self._finishing: set[str] = set()
         self._damaged = 0
-        self.deadline: float | None = None
+        self._commit_at: float | None = None
+
+    @property
+    def deadline(self) -> float | None:
+        """When `tick` must be called at the latest."""
+        return min((at for at in (self._commit_at, self._asking.deadline) if at is not None), default=None)
 
     def receive(self, frame: EdgeFrame, now: float) -> list[GroundAction]:
         match frame:
@@ -65,7 +74,7 @@ class GroundSession:
                     reason = f"the edge speaks revision {frame.revision}, the ground {REVISION}; update the older one"
                     return [Close(Status.FAILED_PRECONDITION, reason)]
                 self._greeted = True
-                return [Send(Welcome(REVISION, self._software, self._places))]
+                return [Send(Welcome(REVISION, self._software, self._places)), *self._asking.look(now)]
             case Offer() if self._greeted:
                 return self._offer(frame)
             case Chunks() if self._greeted:
@@ -73,6 +82,10 @@ class GroundSession:
             case Pause(scene_id) if self._greeted:
                 self._open.pop(scene_id, None)
                 return []
+            case Answer() if self._greeted:
+                return self._asking.answered(frame, now)
+            case Progress() if self._greeted:
+                return self._asking.progress(frame, now)
             case _:
                 what = f"a second {type(frame).__name__}" if self._greeted else f"{type(frame).__name__} before Hello"
                 return [Close(Status.INVALID_ARGUMENT, f"{what}: a stream begins with Hello, once")]
@@ -111,8 +124,17 @@ class GroundSession:
         self._open.pop(scene_id, None)
         return [self._settle(state, incoming)]
 
+    def found(self, waiting: Sequence[Waiting], now: float) -> list[GroundAction]:
+        """The store's answer to `Look`."""
+        return self._asking.found(waiting, now)
+
+    def part(self, ask_id: str, offset: int, content: bytes) -> list[GroundAction]:
+        """The store's answer to `ReadPart`."""
+        return self._asking.part(ask_id, offset, content)
+
     def tick(self, now: float) -> list[GroundAction]:
-        return self._commit() if self.deadline is not None and now >= self.deadline else []
+        due = self._commit_at is not None and now >= self._commit_at
+        return [*(self._commit() if due else []), *self._asking.tick(now)]
 
     def end(self, now: float) -> list[GroundAction]:
         """The edge has half-closed, or the ground is about to stop: keep what has come."""
@@ -191,13 +213,13 @@ class GroundSession:
             if chunk.index < incoming.pages:
                 incoming.learn(chunk.index, chunk.content)
             if not self._held:
-                self.deadline = now + GROUP_S
+                self._commit_at = now + GROUP_S
             self._held.append(Arrival(incoming, chunk.index, chunk.content))
             self._busy.add((incoming.scene_id, chunk.index))
         return fault
 
     def _commit(self) -> list[GroundAction]:
-        held, self._held, self.deadline = tuple(self._held), [], None
+        held, self._held, self._commit_at = tuple(self._held), [], None
         return [Commit(held)] if held else []
 
     def _finish(self, incoming: Incoming) -> list[GroundAction]:

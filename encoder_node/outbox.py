@@ -16,28 +16,22 @@ disk, and chunks that do not match their manifest (`StreamError`). Instances bel
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from downlink import limits
 from downlink.action import Outgoing
-from downlink.checksum import crc32c
-from downlink.chunk import check_chunk
-from downlink.errors import Corrupt
-from downlink.frame import Chunk, Refusal
+from downlink.frame import Answer, Ask, Chunk, Refusal
 from downlink.manifest import Manifest, scene_id
-from downlink.ranges import Range
-from encoder_node import room
-from encoder_node.durable import sync_folder
+from downlink.request import SetTarget
+from encoder_node import outbox_asked, outbox_chunks, room
+from encoder_node.durable import make_folder
+from encoder_node.outbox_entry import Entry, due, entries
 from encoder_node.outbox_file import (
     FILE,
     OutboxError,
@@ -53,21 +47,6 @@ from encoder_node.room import Reserve
 __all__ = ["FILE", "Entry", "Outbox", "OutboxError", "OutboxFull"]
 
 GONE: Final = ("delivered", "dropped")  # states without chunks
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One scene, as `status` shows it."""
-
-    scene_id: str
-    name: str
-    state: str
-    priority: int
-    chunks: int
-    bytes: int
-    submitted_at: float
-    settled_at: float | None
-    reason: str | None
 
 
 class Outbox:
@@ -95,10 +74,9 @@ class Outbox:
             if read_only:
                 self._db = open_to_read(path)
                 return
-            if create and not folder.is_dir():
-                folder.mkdir(parents=True, exist_ok=True)
-                sync_folder(folder.parent)
-            elif not create and not path.exists():
+            if create:
+                make_folder(folder)
+            elif not path.exists():
                 raise missing(folder)
         self._despite_full_disk(lambda: self._open(path, connect))
 
@@ -151,7 +129,7 @@ class Outbox:
             if row is not None:
                 if row[1] == "damaged":
                     priority = max(priority, row[2])
-                self._delete_chunks(row[0])
+                outbox_chunks.delete(self._db, row[0])
                 self._db.execute("DELETE FROM scenes WHERE number = ?", (row[0],))
             self._make_room(size)
             number = self._db.execute(
@@ -160,7 +138,7 @@ class Outbox:
                 (name, manifest.scene.name, priority, packed, size, time.time(), row is not None, layers),
             ).lastrowid
             assert number is not None
-            lengths = self._insert(number, manifest, chunks)
+            lengths = outbox_chunks.insert(self._db, number, manifest, chunks)
             facts = (lengths.tobytes(), int(np.count_nonzero(lengths)), number)
             self._db.execute("UPDATE scenes SET lengths = ?, chunks = ? WHERE number = ?", facts)
             return self.entry(name)
@@ -175,58 +153,12 @@ class Outbox:
         while self._lack(size):
             query = "SELECT scene_id FROM scenes WHERE state = 'kept' ORDER BY settled_at LIMIT 1"
             [oldest] = self._db.execute(query).fetchone()
-            self._drop(oldest, "its finer layers made room for newer scenes")
+            outbox_chunks.drop(self._db, oldest, "its finer layers made room for newer scenes", time.time())
 
     def _lack(self, size: int, without_kept: bool = False) -> str:
         """Why there is no room for a scene of `size` bytes; empty if there is."""
         with guarded(self.folder):
-            query = "SELECT coalesce(sum(bytes), 0), count(*) FROM scenes WHERE state NOT IN ('delivered', 'dropped')"
-            held, scenes = self._db.execute(query).fetchone()
-            reusable = self._db.execute("PRAGMA freelist_count").fetchone()[0]
-            reusable *= self._db.execute("PRAGMA page_size").fetchone()[0]
-            if without_kept:
-                query = "SELECT coalesce(sum(bytes), 0), count(*) FROM scenes WHERE state = 'kept'"
-                kept, count = self._db.execute(query).fetchone()
-                held, scenes, reusable = held - kept, scenes - count, reusable + kept
-        if self._bytes_max is not None and held + size > self._bytes_max:
-            return (
-                f"the outbox {self.folder} holds {held} bytes of {scenes} scenes, {size} more would pass its bound of "
-                f"{self._bytes_max}; wait until some are delivered, or raise --outbox-mb"
-            )
-        free = room.free_bytes(self.folder) + min(size, reusable)  # what is written twice needs the log once at least
-        if free < 2 * size + room.RESERVE_BYTES:
-            return (
-                f"the disk of the outbox {self.folder} is full: {free} bytes are free, a scene of {size} bytes needs "
-                f"{2 * size + room.RESERVE_BYTES}; free some space and try again"
-            )
-        return ""
-
-    def _insert(self, number: int, manifest: Manifest, chunks: Iterable[bytes]) -> NDArray[np.uint32]:
-        """Check and store all chunks; their lengths."""
-        lengths = np.zeros(manifest.chunk_count, "<u4")
-        digest = hashlib.sha256()
-        pages: list[bytes] = []
-        listed = None
-        index = -1
-        for index, content in enumerate(chunks):
-            if index < len(manifest.pages):
-                length, crc = manifest.pages[index]
-                pages.append(content)
-            else:
-                listed = listed or manifest.chunk_list(pages)
-                length, crc = listed.length(index), int(listed.crcs[index - len(pages)])
-            check_chunk(index, content, length, crc)
-            digest.update(content)
-            lengths[index] = length
-            if content:
-                row = (number * limits.CHUNKS_MAX + index, crc, content)
-                self._db.execute("INSERT INTO chunks (id, crc32c, content) VALUES (?, ?, ?)", row)
-        if index + 1 != manifest.chunk_count or digest.digest() != manifest.payload_sha256:
-            raise Corrupt(
-                f"{index + 1} chunks with sha256 {digest.hexdigest()[:12]}… given, the manifest states "
-                f"{manifest.chunk_count} with {manifest.payload_sha256.hex()[:12]}…; encode the scene again"
-            )
-        return lengths
+            return room.lack(self._db, self.folder, self._bytes_max, size, without_kept)
 
     def entry(self, name: str) -> Entry:
         """One scene."""
@@ -240,32 +172,15 @@ class Outbox:
         return self._entries("ORDER BY state = 'delivered', priority DESC, number", ())
 
     def _entries(self, where: str, values: Sequence[object]) -> list[Entry]:
-        columns = "scene_id, name, state, priority, chunks, bytes, submitted_at, settled_at, reason"
         with guarded(self.folder):
-            rows = self._db.execute(f"SELECT {columns} FROM scenes {where}", values).fetchall()
-        return [Entry(*row) for row in rows]
+            return entries(self._db, where, values)
 
     def due(self, most: int, *, without: frozenset[str] = frozenset(), now: float | None = None) -> list[Outgoing]:
         """At most `most` scenes to be sent now, leaving out those in `without`: the highest priority first, then the
         lowest layer, as far as `progress` has told, then the oldest."""
         moment = time.time() if now is None else now
-        marks = ",".join("?" * len(without))
-        query = (
-            "SELECT scene_id, manifest, lengths, priority, number, offered, coalesce(layer, 0), layers, first,"
-            " lacks_from FROM scenes LEFT JOIN temp.progress USING (number)"
-            f" WHERE state = 'queued' AND not_before <= ? AND scene_id NOT IN ({marks})"
-            " ORDER BY priority DESC, coalesce(layer, 0), number LIMIT ?"
-        )
         with guarded(self.folder):
-            rows = self._db.execute(query, (moment, *without, most)).fetchall()
-        return [
-            Outgoing(
-                row[0], row[1], np.frombuffer(row[2], "<u4"), row[3], row[4],
-                lacks_from=0 if not row[5] or row[0] in self._fresh else row[9], layer=row[6], layers=row[7],
-                first=_ranges(row[8]),
-            )
-            for row in rows
-        ]  # fmt: skip
+            return due(self._db, most, without, self._fresh, moment)
 
     def offering(self, scenes: Iterable[Outgoing]) -> None:
         """These are about to be offered: from now on, also after a crash, the ground may have something of them."""
@@ -298,18 +213,7 @@ class Outbox:
     def load(self, name: str, indexes: Sequence[int]) -> list[Chunk]:
         """Chunks, read back and checked. `Corrupt` when the disk has changed one."""
         with guarded(self.folder):
-            number = self._number(name)
-            chunks = []
-            for index in indexes:
-                key = number * limits.CHUNKS_MAX + index
-                row = self._db.execute("SELECT crc32c, content FROM chunks WHERE id = ?", (key,)).fetchone()
-                if row is None or crc32c(row[1]) != row[0]:
-                    what = "is gone" if row is None else "does not match its checksum any more"
-                    raise Corrupt(
-                        f"chunk {index} of scene {name[:12]}… in {self.folder} {what}; submit the scene again"
-                    )
-                chunks.append(Chunk(index, row[0], row[1]))
-            return chunks
+            return outbox_chunks.load(self._db, self._number(name), indexes, f"scene {name[:12]}… in {self.folder}")
 
     def delivered(self, name: str) -> None:
         """The ground has the scene, durably: forget its chunks."""
@@ -320,7 +224,7 @@ class Outbox:
             with transaction(self._db):
                 query = "UPDATE scenes SET state = 'delivered', reason = NULL, settled_at = ? WHERE scene_id = ?"
                 self._db.execute(query, (time.time(), name))
-                self._delete_chunks(self._number(name))
+                outbox_chunks.delete(self._db, self._number(name))
             if not self._db.execute("SELECT 1 FROM chunks LIMIT 1").fetchone():
                 # Nothing to move: gives the disk back at once. As a script: `execute` would stop after one page.
                 self._db.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")
@@ -330,6 +234,38 @@ class Outbox:
         with guarded(self.folder), transaction(self._db):
             query = "UPDATE scenes SET state = 'kept', reason = NULL, settled_at = ? WHERE scene_id = ?"
             self._db.execute(f"{query} AND state = 'queued'", (time.time(), name))
+            self._db.execute("DELETE FROM temp.progress WHERE number = ?", (self._number(name),))
+
+    def answer(self, ask: Ask) -> Answer:
+        """Carry a request of the ground out that is about scenes, once: durable when this returns. The same request
+        again gets the same answer."""
+
+        def work() -> None:
+            with guarded(self.folder), transaction(self._db):
+                found.append(outbox_asked.answer(self._db, ask))
+
+        found: list[Answer] = []
+        self._despite_full_disk(work)
+        return found[-1]
+
+    def answered(self, ask_id: str) -> Answer | None:
+        """What became of a request, if it was heard before."""
+        with guarded(self.folder):
+            return outbox_asked.answered(self._db, ask_id)
+
+    def record(self, answer: Answer) -> None:
+        """What has become of a request that is carried out elsewhere: durable when this returns."""
+
+        def work() -> None:
+            with guarded(self.folder), transaction(self._db):
+                outbox_asked.record(self._db, answer)
+
+        self._despite_full_disk(work)
+
+    def target(self) -> SetTarget:
+        """How the ground asks scenes to be encoded and sent."""
+        with guarded(self.folder):
+            return outbox_asked.target(self._db)
 
     def refused(self, name: str, refusal: Refusal, now: float | None = None) -> None:
         """The ground does not take the scene: for now, if it named a time to come back, else until `resend`."""
@@ -396,12 +332,6 @@ class Outbox:
             raise OutboxError(f"{self.folder} holds no scene {name}; `encoder-node status` lists what it holds")
         return int(row[0])
 
-    def _drop(self, name: str, reason: str) -> None:
-        """Forget a scene's chunks though the ground does not have them all."""
-        query = "UPDATE scenes SET state = 'dropped', reason = ?, settled_at = ? WHERE scene_id = ?"
-        self._db.execute(query, (reason, time.time(), name))
-        self._delete_chunks(self._number(name))
-
     def _raise_layers(self, name: str, layers: int | None) -> None:
         """Send so many layers at least; None: all."""
         query = (
@@ -409,10 +339,6 @@ class Outbox:
             " WHERE scene_id = ?2 AND layers IS NOT NULL AND (?1 IS NULL OR ?1 > layers)"
         )
         self._db.execute(query, (layers, name))
-
-    def _delete_chunks(self, number: int) -> None:
-        first = number * limits.CHUNKS_MAX
-        self._db.execute("DELETE FROM chunks WHERE id BETWEEN ? AND ?", (first, first + limits.CHUNKS_MAX - 1))
 
     def _requeue(self, name: str) -> None:
         query = (
@@ -430,8 +356,3 @@ class Outbox:
             work()
         if self._reserve is not None:
             self._reserve.take()
-
-
-def _ranges(packed: bytes) -> tuple[Range, ...]:
-    numbers = np.frombuffer(packed, "<u4").tolist()
-    return tuple(Range(first, count) for first, count in zip(numbers[::2], numbers[1::2], strict=True))

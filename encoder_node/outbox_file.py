@@ -16,7 +16,7 @@ from downlink import limits
 from downlink.errors import DownlinkError
 
 FILE: Final = "outbox.sqlite"
-VERSION: Final = 2  # 1 sent all layers of every scene, and heard no requests
+VERSION: Final = 3  # 1 sent all layers of every scene, 2 heard no requests
 BUSY_S: Final = 60.0  # another process may be committing a large scene
 
 # A chunk's id is its scene's number * CHUNKS_MAX + its index: one B-tree in the order in which chunks are sent.
@@ -42,8 +42,12 @@ CREATE TABLE scenes (
 CREATE INDEX by_urgency ON scenes (state, priority DESC, number);
 """
 _ANSWERED: Final = """
-CREATE TABLE answered (ask_id TEXT PRIMARY KEY, done INTEGER NOT NULL, message TEXT NOT NULL, at REAL NOT NULL)
-  WITHOUT ROWID;
+CREATE TABLE answered (
+  number  INTEGER PRIMARY KEY AUTOINCREMENT,
+  ask_id  TEXT NOT NULL UNIQUE,
+  verdict INTEGER NOT NULL,
+  message TEXT NOT NULL
+);
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 SCHEMA: Final = f"""
@@ -64,8 +68,14 @@ ALTER TABLE scenes RENAME TO earlier;
 {_SCENES}
 INSERT INTO scenes ({_OLD}, offered) SELECT {_OLD}, 1 FROM earlier;
 DROP TABLE earlier;
+CREATE TABLE answered (ask_id TEXT);
+CREATE TABLE settings (name TEXT)
+""",
+    2: f"""
+DROP TABLE answered;
+DROP TABLE settings;
 {_ANSWERED}
-"""
+""",
 }
 
 
@@ -160,6 +170,13 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         if db.in_transaction:  # a full disk has rolled back by itself
             db.execute("ROLLBACK")
         raise
+
+
+def unreadable(error: sqlite3.DatabaseError) -> bool:
+    """Is it the disk that cannot give back what was written: a bad sector, a page that was spoilt?"""
+    code = getattr(error, "sqlite_errorcode", None)
+    read = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS)
+    return code is not None and (code & 0xFF == sqlite3.SQLITE_CORRUPT or code in read)
 
 
 @contextmanager

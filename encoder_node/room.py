@@ -26,6 +26,29 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def lack(db: sqlite3.Connection, folder: Path, bytes_max: int | None, size: int, without_kept: bool) -> str:
+    """Why an outbox has no room for a scene of `size` bytes; empty if it has. `without_kept`: if kept scenes went."""
+    query = "SELECT coalesce(sum(bytes), 0), count(*) FROM scenes WHERE state NOT IN ('delivered', 'dropped')"
+    held, scenes = db.execute(query).fetchone()
+    reusable = db.execute("PRAGMA freelist_count").fetchone()[0] * db.execute("PRAGMA page_size").fetchone()[0]
+    if without_kept:
+        query = "SELECT coalesce(sum(bytes), 0), count(*) FROM scenes WHERE state = 'kept'"
+        kept, count = db.execute(query).fetchone()
+        held, scenes, reusable = held - kept, scenes - count, reusable + kept
+    if bytes_max is not None and held + size > bytes_max:
+        return (
+            f"the outbox {folder} holds {held} bytes of {scenes} scenes, {size} more would pass its bound of "
+            f"{bytes_max}; wait until some are delivered, or raise --outbox-mb"
+        )
+    free = free_bytes(folder) + min(size, reusable)  # what is written twice needs the log once at least
+    if free < 2 * size + RESERVE_BYTES:
+        return (
+            f"the disk of the outbox {folder} is full: {free} bytes are free, a scene of {size} bytes needs "
+            f"{2 * size + RESERVE_BYTES}; free some space and try again"
+        )
+    return ""
+
+
 class Reserve:
     """The file, and when it is there."""
 

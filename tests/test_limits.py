@@ -29,6 +29,9 @@ OF_THE_LINK = {  # and the test that tries it
     "IDLE_STREAM_S": "test_admission.py",
     "SILENT_STREAM_S": "test_admission.py",
     "KEEPALIVE_S": "test_admission.py",
+    "REQUEST_BYTES_MAX": "test_request.py",
+    "BUNDLE_BYTES_MAX": "test_request.py",
+    "BUNDLE_FILES_MAX": "test_request.py",
 }
 UNITS = {"KIB", "MIB", "GIB", "PAGE_CHUNKS", "TILE_PX_MULTIPLE"}  # not bounds
 ELSEWHERE = {  # and the test that tries it

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import encoder_node.durable
 from downlink.errors import Corrupt, StreamError, TooLarge
 from downlink.frame import Refusal, RefusalCode
 from downlink.limits import CHUNKS_MAX
@@ -139,7 +140,7 @@ def test_the_disk_is_given_back(box: Outbox) -> None:
     size = sum(path.stat().st_size for path in box.folder.iterdir())
     box.delivered(made.id)
     assert size > 1_000_000
-    assert sum(path.stat().st_size for path in box.folder.iterdir()) < 220_000
+    assert sum(path.stat().st_size for path in box.folder.iterdir()) < 240_000
 
 
 def test_urgent_scenes_are_due_first_then_the_oldest(box: Outbox) -> None:
@@ -202,6 +203,42 @@ def test_a_chunk_that_the_disk_changed_is_not_sent(box: Outbox) -> None:
     assert box.entries()[0].state == "damaged"
     assert box.submit(made.packed, made.chunks).state == "queued"
     assert box.load(made.id, [3])[0].content == made.chunks[3]
+
+
+def test_a_chunk_that_the_disk_cannot_read_is_its_scenes_damage_not_the_outboxes(box: Outbox) -> None:
+    """A page whose pointer to the next is spoilt: SQLite cannot read the row, whatever else it can."""
+    made, other = stream(0, chunk_bytes=60_000), stream(1)
+    submit(box, made)
+    submit(box, other)
+    chosen = max(made.sent, key=lambda index: len(made.chunks[index]))
+    box.close()  # which moves the log into the file
+    path = box.folder / FILE
+    content = bytearray(path.read_bytes())
+    page = (content.index(made.chunks[chosen][30_000:30_100]) // 16384) * 16384
+    content[page : page + 4] = b"\x7f\xff\xff\xff"
+    path.write_bytes(content)
+    with Outbox(box.folder) as again:
+        with pytest.raises(Corrupt, match=rf"chunk {chosen} .* submit the scene again"):
+            again.load(made.id, [chosen])
+        again.damaged(made.id, "it cannot be read")
+        assert [scene.scene_id for scene in again.due(9)] == [other.id]
+        assert again.load(other.id, [0])[0].content == other.chunks[0]
+
+
+def test_a_clock_that_was_set_back_holds_up_no_scene(box: Outbox) -> None:
+    """Many boards wake up in 1970: a time to come back that no ground would have named is not waited for."""
+    made = stream()
+    submit(box, made)
+    box.refused(made.id, Refusal(RefusalCode.EXHAUSTED, "full", 60), now=1_800_000_000.0)
+    assert box.due(9, now=1_800_000_000.0) == []
+    assert [scene.scene_id for scene in box.due(9, now=30.0)] == [made.id]
+
+
+def test_the_folders_of_a_new_outbox_survive_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(encoder_node.durable, "sync_folder", synced.append)
+    Outbox(tmp_path / "a" / "b" / "c", create=True).close()
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
 
 
 def test_refusals_wait_for_their_time_or_for_the_operator(box: Outbox) -> None:
@@ -352,7 +389,7 @@ def test_kept_scenes_make_room_the_oldest_first_and_queued_ones_never(tmp_path: 
 def test_an_outbox_of_a_later_program_is_refused(box: Outbox) -> None:
     box._db.execute("PRAGMA user_version = 9")
     box.close()
-    with pytest.raises(OutboxError, match="version 9, this program knows 2"):
+    with pytest.raises(OutboxError, match="version 9, this program knows 3"):
         Outbox(box.folder)
 
 

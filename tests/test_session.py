@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import itertools
 import random
 from dataclasses import replace
@@ -284,7 +285,7 @@ def test_a_cut_costs_at_most_one_window(after: int) -> None:
 
 
 def greeted() -> tuple[GroundSession, Store]:
-    ground = GroundSession("ground")
+    ground = GroundSession("ground", look_s=math.inf)  # nobody asks for anything
     ground.receive(Hello(REVISION, "edge"), 0.0)
     return ground, Store()
 
@@ -462,7 +463,7 @@ def test_commits_come_in_groups_after_a_while_or_on_demand() -> None:
     [commit] = ground.receive(Chunks(made.id, tuple(parts[-1:])), 10.2)
     assert isinstance(commit, Commit)
     assert len(commit.arrivals) == GROUP_CHUNKS
-    assert ground.deadline is None
+    assert ground.deadline == math.inf
     more = [chunk(made, index) for index in sorted(made.sent)[GROUP_CHUNKS : GROUP_CHUNKS + 3]]
     ground.receive(Chunks(made.id, tuple(more[:1])), 20.0)
     assert isinstance(ground.tick(20.0 + GROUP_S)[0], Commit)

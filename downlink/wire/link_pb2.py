@@ -14,43 +14,69 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64ownlink/v1/link.proto\x12\x0b\x64ownlink.v1\"\xaa\x01\n\tEdgeFrame\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.downlink.v1.HelloH\x00\x12#\n\x05offer\x18\x02 \x01(\x0b\x32\x12.downlink.v1.OfferH\x00\x12%\n\x06\x63hunks\x18\x03 \x01(\x0b\x32\x13.downlink.v1.ChunksH\x00\x12#\n\x05pause\x18\x04 \x01(\x0b\x32\x12.downlink.v1.PauseH\x00\x42\x07\n\x05\x66rame\"\xb7\x01\n\x0bGroundFrame\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.downlink.v1.WelcomeH\x00\x12.\n\x0bscene_state\x18\x02 \x01(\x0b\x32\x17.downlink.v1.SceneStateH\x00\x12\x1f\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x10.downlink.v1.AckH\x00\x12%\n\x06resend\x18\x04 \x01(\x0b\x32\x13.downlink.v1.ResendH\x00\x42\x07\n\x05\x66rame\"%\n\x05Range\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"+\n\x05Hello\x12\x10\n\x08revision\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\"F\n\x07Welcome\x12\x10\n\x08revision\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\x12\x17\n\x0fopen_scenes_max\x18\x03 \x01(\r\"=\n\x05Offer\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x10\n\x08priority\x18\x03 \x01(\x05\"M\n\x06\x43hunks\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12\"\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x12.downlink.v1.Chunk\x12\r\n\x05\x66lush\x18\x03 \x01(\x08\"7\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\"\x19\n\x05Pause\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\"\xa5\x01\n\nSceneState\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12!\n\x05state\x18\x02 \x01(\x0e\x32\x12.downlink.v1.State\x12#\n\x07missing\x18\x03 \x03(\x0b\x32\x12.downlink.v1.Range\x12%\n\x07refusal\x18\x04 \x01(\x0b\x32\x14.downlink.v1.Refusal\x12\x16\n\x0epayload_sha256\x18\x05 \x01(\x0c\"Y\n\x07Refusal\x12&\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x18.downlink.v1.RefusalCode\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x15\n\rretry_after_s\x18\x03 \x01(\r\">\n\x03\x41\x63k\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12%\n\tcommitted\x18\x02 \x03(\x0b\x32\x12.downlink.v1.Range\"N\n\x06Resend\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12\"\n\x06ranges\x18\x02 \x03(\x0b\x32\x12.downlink.v1.Range\x12\x0e\n\x06reason\x18\x03 \x01(\t*Y\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_RECEIVING\x10\x01\x12\x11\n\rSTATE_DURABLE\x10\x02\x12\x11\n\rSTATE_REFUSED\x10\x03*\xea\x01\n\x0bRefusalCode\x12\x1c\n\x18REFUSAL_CODE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REFUSAL_CODE_MALFORMED\x10\x01\x12\x18\n\x14REFUSAL_CODE_CORRUPT\x10\x02\x12\x1c\n\x18REFUSAL_CODE_UNSUPPORTED\x10\x03\x12\x1a\n\x16REFUSAL_CODE_TOO_LARGE\x10\x04\x12\x1a\n\x16REFUSAL_CODE_EXHAUSTED\x10\x05\x12\x15\n\x11REFUSAL_CODE_BUSY\x10\x06\x12\x1a\n\x16REFUSAL_CODE_FORBIDDEN\x10\x07\x32N\n\x0bLinkService\x12?\n\x07\x44\x65liver\x12\x16.downlink.v1.EdgeFrame\x1a\x18.downlink.v1.GroundFrame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64ownlink/v1/link.proto\x12\x0b\x64ownlink.v1\"\xfc\x01\n\tEdgeFrame\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.downlink.v1.HelloH\x00\x12#\n\x05offer\x18\x02 \x01(\x0b\x32\x12.downlink.v1.OfferH\x00\x12%\n\x06\x63hunks\x18\x03 \x01(\x0b\x32\x13.downlink.v1.ChunksH\x00\x12#\n\x05pause\x18\x04 \x01(\x0b\x32\x12.downlink.v1.PauseH\x00\x12%\n\x06\x61nswer\x18\x05 \x01(\x0b\x32\x13.downlink.v1.AnswerH\x00\x12)\n\x08progress\x18\x06 \x01(\x0b\x32\x15.downlink.v1.ProgressH\x00\x42\x07\n\x05\x66rame\"\x88\x02\n\x0bGroundFrame\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.downlink.v1.WelcomeH\x00\x12.\n\x0bscene_state\x18\x02 \x01(\x0b\x32\x17.downlink.v1.SceneStateH\x00\x12\x1f\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x10.downlink.v1.AckH\x00\x12%\n\x06resend\x18\x04 \x01(\x0b\x32\x13.downlink.v1.ResendH\x00\x12\x1f\n\x03\x61sk\x18\x05 \x01(\x0b\x32\x10.downlink.v1.AskH\x00\x12.\n\x0b\x62undle_part\x18\x06 \x01(\x0b\x32\x17.downlink.v1.BundlePartH\x00\x42\x07\n\x05\x66rame\"%\n\x05Range\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"+\n\x05Hello\x12\x10\n\x08revision\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\"F\n\x07Welcome\x12\x10\n\x08revision\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\x12\x17\n\x0fopen_scenes_max\x18\x03 \x01(\r\"=\n\x05Offer\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x10\n\x08priority\x18\x03 \x01(\x05\"M\n\x06\x43hunks\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12\"\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x12.downlink.v1.Chunk\x12\r\n\x05\x66lush\x18\x03 \x01(\x08\"7\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\"\x19\n\x05Pause\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\"\xa5\x01\n\nSceneState\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12!\n\x05state\x18\x02 \x01(\x0e\x32\x12.downlink.v1.State\x12#\n\x07missing\x18\x03 \x03(\x0b\x32\x12.downlink.v1.Range\x12%\n\x07refusal\x18\x04 \x01(\x0b\x32\x14.downlink.v1.Refusal\x12\x16\n\x0epayload_sha256\x18\x05 \x01(\x0c\"Y\n\x07Refusal\x12&\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x18.downlink.v1.RefusalCode\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x15\n\rretry_after_s\x18\x03 \x01(\r\">\n\x03\x41\x63k\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12%\n\tcommitted\x18\x02 \x03(\x0b\x32\x12.downlink.v1.Range\"N\n\x06Resend\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12\"\n\x06ranges\x18\x02 \x03(\x0b\x32\x12.downlink.v1.Range\x12\x0e\n\x06reason\x18\x03 \x01(\t\"6\n\x03\x41sk\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x0c\x12\x0f\n\x07request\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\x07\"\x93\x02\n\x07Request\x12%\n\x06refine\x18\x01 \x01(\x0b\x32\x13.downlink.v1.RefineH\x00\x12\x30\n\x0cset_priority\x18\x02 \x01(\x0b\x32\x18.downlink.v1.SetPriorityH\x00\x12%\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x13.downlink.v1.CancelH\x00\x12,\n\nset_target\x18\x04 \x01(\x0b\x32\x16.downlink.v1.SetTargetH\x00\x12\'\n\x07install\x18\x05 \x01(\x0b\x32\x14.downlink.v1.InstallH\x00\x12)\n\x08rollback\x18\x06 \x01(\x0b\x32\x15.downlink.v1.RollbackH\x00\x42\x06\n\x04what\"M\n\x06Refine\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12!\n\x05\x66irst\x18\x03 \x03(\x0b\x32\x12.downlink.v1.Range\"1\n\x0bSetPriority\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\x12\x10\n\x08priority\x18\x02 \x01(\x05\"\x1a\n\x06\x43\x61ncel\x12\x10\n\x08scene_id\x18\x01 \x01(\x0c\"\x93\x01\n\tSetTarget\x12\x11\n\x07quality\x18\x01 \x01(\x01H\x00\x12\x19\n\x0f\x62its_per_sample\x18\x02 \x01(\x01H\x00\x12\x11\n\x07psnr_db\x18\x03 \x01(\x01H\x00\x12\x16\n\x0cstream_bytes\x18\x04 \x01(\x04H\x00\x12\x13\n\tmax_error\x18\x05 \x01(\rH\x00\x12\x0e\n\x06layers\x18\x06 \x01(\rB\x08\n\x06target\"W\n\x07Install\x12\x11\n\tbundle_id\x18\x01 \x01(\x0c\x12&\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x17.downlink.v1.BundleFile\x12\x11\n\tsignature\x18\x03 \x01(\x0c\")\n\nBundleFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\n\n\x08Rollback\"P\n\x06\x41nswer\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x0c\x12%\n\x04\x63ode\x18\x02 \x01(\x0e\x32\x17.downlink.v1.AnswerCode\x12\x0f\n\x07message\x18\x03 \x01(\t\"*\n\x08Progress\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"M\n\nBundlePart\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\x07\x12\x0f\n\x07\x63ontent\x18\x04 \x01(\x0c*Y\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_RECEIVING\x10\x01\x12\x11\n\rSTATE_DURABLE\x10\x02\x12\x11\n\rSTATE_REFUSED\x10\x03*\xea\x01\n\x0bRefusalCode\x12\x1c\n\x18REFUSAL_CODE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REFUSAL_CODE_MALFORMED\x10\x01\x12\x18\n\x14REFUSAL_CODE_CORRUPT\x10\x02\x12\x1c\n\x18REFUSAL_CODE_UNSUPPORTED\x10\x03\x12\x1a\n\x16REFUSAL_CODE_TOO_LARGE\x10\x04\x12\x1a\n\x16REFUSAL_CODE_EXHAUSTED\x10\x05\x12\x15\n\x11REFUSAL_CODE_BUSY\x10\x06\x12\x1a\n\x16REFUSAL_CODE_FORBIDDEN\x10\x07*w\n\nAnswerCode\x12\x1b\n\x17\x41NSWER_CODE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41NSWER_CODE_DONE\x10\x01\x12\x17\n\x13\x41NSWER_CODE_REFUSED\x10\x02\x12\x1d\n\x19\x41NSWER_CODE_UNKNOWN_SCENE\x10\x04\x32N\n\x0bLinkService\x12?\n\x07\x44\x65liver\x12\x16.downlink.v1.EdgeFrame\x1a\x18.downlink.v1.GroundFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'downlink.wire.link_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATE']._serialized_start=1183
-  _globals['_STATE']._serialized_end=1272
-  _globals['_REFUSALCODE']._serialized_start=1275
-  _globals['_REFUSALCODE']._serialized_end=1509
+  _globals['_STATE']._serialized_start=2337
+  _globals['_STATE']._serialized_end=2426
+  _globals['_REFUSALCODE']._serialized_start=2429
+  _globals['_REFUSALCODE']._serialized_end=2663
+  _globals['_ANSWERCODE']._serialized_start=2665
+  _globals['_ANSWERCODE']._serialized_end=2784
   _globals['_EDGEFRAME']._serialized_start=40
-  _globals['_EDGEFRAME']._serialized_end=210
-  _globals['_GROUNDFRAME']._serialized_start=213
-  _globals['_GROUNDFRAME']._serialized_end=396
-  _globals['_RANGE']._serialized_start=398
-  _globals['_RANGE']._serialized_end=435
-  _globals['_HELLO']._serialized_start=437
-  _globals['_HELLO']._serialized_end=480
-  _globals['_WELCOME']._serialized_start=482
-  _globals['_WELCOME']._serialized_end=552
-  _globals['_OFFER']._serialized_start=554
-  _globals['_OFFER']._serialized_end=615
-  _globals['_CHUNKS']._serialized_start=617
-  _globals['_CHUNKS']._serialized_end=694
-  _globals['_CHUNK']._serialized_start=696
-  _globals['_CHUNK']._serialized_end=751
-  _globals['_PAUSE']._serialized_start=753
-  _globals['_PAUSE']._serialized_end=778
-  _globals['_SCENESTATE']._serialized_start=781
-  _globals['_SCENESTATE']._serialized_end=946
-  _globals['_REFUSAL']._serialized_start=948
-  _globals['_REFUSAL']._serialized_end=1037
-  _globals['_ACK']._serialized_start=1039
-  _globals['_ACK']._serialized_end=1101
-  _globals['_RESEND']._serialized_start=1103
-  _globals['_RESEND']._serialized_end=1181
-  _globals['_LINKSERVICE']._serialized_start=1511
-  _globals['_LINKSERVICE']._serialized_end=1589
+  _globals['_EDGEFRAME']._serialized_end=292
+  _globals['_GROUNDFRAME']._serialized_start=295
+  _globals['_GROUNDFRAME']._serialized_end=559
+  _globals['_RANGE']._serialized_start=561
+  _globals['_RANGE']._serialized_end=598
+  _globals['_HELLO']._serialized_start=600
+  _globals['_HELLO']._serialized_end=643
+  _globals['_WELCOME']._serialized_start=645
+  _globals['_WELCOME']._serialized_end=715
+  _globals['_OFFER']._serialized_start=717
+  _globals['_OFFER']._serialized_end=778
+  _globals['_CHUNKS']._serialized_start=780
+  _globals['_CHUNKS']._serialized_end=857
+  _globals['_CHUNK']._serialized_start=859
+  _globals['_CHUNK']._serialized_end=914
+  _globals['_PAUSE']._serialized_start=916
+  _globals['_PAUSE']._serialized_end=941
+  _globals['_SCENESTATE']._serialized_start=944
+  _globals['_SCENESTATE']._serialized_end=1109
+  _globals['_REFUSAL']._serialized_start=1111
+  _globals['_REFUSAL']._serialized_end=1200
+  _globals['_ACK']._serialized_start=1202
+  _globals['_ACK']._serialized_end=1264
+  _globals['_RESEND']._serialized_start=1266
+  _globals['_RESEND']._serialized_end=1344
+  _globals['_ASK']._serialized_start=1346
+  _globals['_ASK']._serialized_end=1400
+  _globals['_REQUEST']._serialized_start=1403
+  _globals['_REQUEST']._serialized_end=1678
+  _globals['_REFINE']._serialized_start=1680
+  _globals['_REFINE']._serialized_end=1757
+  _globals['_SETPRIORITY']._serialized_start=1759
+  _globals['_SETPRIORITY']._serialized_end=1808
+  _globals['_CANCEL']._serialized_start=1810
+  _globals['_CANCEL']._serialized_end=1836
+  _globals['_SETTARGET']._serialized_start=1839
+  _globals['_SETTARGET']._serialized_end=1986
+  _globals['_INSTALL']._serialized_start=1988
+  _globals['_INSTALL']._serialized_end=2075
+  _globals['_BUNDLEFILE']._serialized_start=2077
+  _globals['_BUNDLEFILE']._serialized_end=2118
+  _globals['_ROLLBACK']._serialized_start=2120
+  _globals['_ROLLBACK']._serialized_end=2130
+  _globals['_ANSWER']._serialized_start=2132
+  _globals['_ANSWER']._serialized_end=2212
+  _globals['_PROGRESS']._serialized_start=2214
+  _globals['_PROGRESS']._serialized_end=2256
+  _globals['_BUNDLEPART']._serialized_start=2258
+  _globals['_BUNDLEPART']._serialized_end=2335
+  _globals['_LINKSERVICE']._serialized_start=2786
+  _globals['_LINKSERVICE']._serialized_end=2864
 # @@protoc_insertion_point(module_scope)

@@ -23,6 +23,13 @@ class RefusalCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REFUSAL_CODE_EXHAUSTED: _ClassVar[RefusalCode]
     REFUSAL_CODE_BUSY: _ClassVar[RefusalCode]
     REFUSAL_CODE_FORBIDDEN: _ClassVar[RefusalCode]
+
+class AnswerCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ANSWER_CODE_UNSPECIFIED: _ClassVar[AnswerCode]
+    ANSWER_CODE_DONE: _ClassVar[AnswerCode]
+    ANSWER_CODE_REFUSED: _ClassVar[AnswerCode]
+    ANSWER_CODE_UNKNOWN_SCENE: _ClassVar[AnswerCode]
 STATE_UNSPECIFIED: State
 STATE_RECEIVING: State
 STATE_DURABLE: State
@@ -35,30 +42,42 @@ REFUSAL_CODE_TOO_LARGE: RefusalCode
 REFUSAL_CODE_EXHAUSTED: RefusalCode
 REFUSAL_CODE_BUSY: RefusalCode
 REFUSAL_CODE_FORBIDDEN: RefusalCode
+ANSWER_CODE_UNSPECIFIED: AnswerCode
+ANSWER_CODE_DONE: AnswerCode
+ANSWER_CODE_REFUSED: AnswerCode
+ANSWER_CODE_UNKNOWN_SCENE: AnswerCode
 
 class EdgeFrame(_message.Message):
-    __slots__ = ("hello", "offer", "chunks", "pause")
+    __slots__ = ("hello", "offer", "chunks", "pause", "answer", "progress")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     PAUSE_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     offer: Offer
     chunks: Chunks
     pause: Pause
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., chunks: _Optional[_Union[Chunks, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ...) -> None: ...
+    answer: Answer
+    progress: Progress
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., chunks: _Optional[_Union[Chunks, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
 
 class GroundFrame(_message.Message):
-    __slots__ = ("welcome", "scene_state", "ack", "resend")
+    __slots__ = ("welcome", "scene_state", "ack", "resend", "ask", "bundle_part")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     SCENE_STATE_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     RESEND_FIELD_NUMBER: _ClassVar[int]
+    ASK_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_PART_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     scene_state: SceneState
     ack: Ack
     resend: Resend
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., scene_state: _Optional[_Union[SceneState, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., resend: _Optional[_Union[Resend, _Mapping]] = ...) -> None: ...
+    ask: Ask
+    bundle_part: BundlePart
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., scene_state: _Optional[_Union[SceneState, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., resend: _Optional[_Union[Resend, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., bundle_part: _Optional[_Union[BundlePart, _Mapping]] = ...) -> None: ...
 
 class Range(_message.Message):
     __slots__ = ("first", "count")
@@ -163,3 +182,121 @@ class Resend(_message.Message):
     ranges: _containers.RepeatedCompositeFieldContainer[Range]
     reason: str
     def __init__(self, scene_id: _Optional[bytes] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Ask(_message.Message):
+    __slots__ = ("ask_id", "request", "crc32c")
+    ASK_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    ask_id: bytes
+    request: bytes
+    crc32c: int
+    def __init__(self, ask_id: _Optional[bytes] = ..., request: _Optional[bytes] = ..., crc32c: _Optional[int] = ...) -> None: ...
+
+class Request(_message.Message):
+    __slots__ = ("refine", "set_priority", "cancel", "set_target", "install", "rollback")
+    REFINE_FIELD_NUMBER: _ClassVar[int]
+    SET_PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    SET_TARGET_FIELD_NUMBER: _ClassVar[int]
+    INSTALL_FIELD_NUMBER: _ClassVar[int]
+    ROLLBACK_FIELD_NUMBER: _ClassVar[int]
+    refine: Refine
+    set_priority: SetPriority
+    cancel: Cancel
+    set_target: SetTarget
+    install: Install
+    rollback: Rollback
+    def __init__(self, refine: _Optional[_Union[Refine, _Mapping]] = ..., set_priority: _Optional[_Union[SetPriority, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., set_target: _Optional[_Union[SetTarget, _Mapping]] = ..., install: _Optional[_Union[Install, _Mapping]] = ..., rollback: _Optional[_Union[Rollback, _Mapping]] = ...) -> None: ...
+
+class Refine(_message.Message):
+    __slots__ = ("scene_id", "layers", "first")
+    SCENE_ID_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    scene_id: bytes
+    layers: int
+    first: _containers.RepeatedCompositeFieldContainer[Range]
+    def __init__(self, scene_id: _Optional[bytes] = ..., layers: _Optional[int] = ..., first: _Optional[_Iterable[_Union[Range, _Mapping]]] = ...) -> None: ...
+
+class SetPriority(_message.Message):
+    __slots__ = ("scene_id", "priority")
+    SCENE_ID_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    scene_id: bytes
+    priority: int
+    def __init__(self, scene_id: _Optional[bytes] = ..., priority: _Optional[int] = ...) -> None: ...
+
+class Cancel(_message.Message):
+    __slots__ = ("scene_id",)
+    SCENE_ID_FIELD_NUMBER: _ClassVar[int]
+    scene_id: bytes
+    def __init__(self, scene_id: _Optional[bytes] = ...) -> None: ...
+
+class SetTarget(_message.Message):
+    __slots__ = ("quality", "bits_per_sample", "psnr_db", "stream_bytes", "max_error", "layers")
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    BITS_PER_SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    PSNR_DB_FIELD_NUMBER: _ClassVar[int]
+    STREAM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_ERROR_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    quality: float
+    bits_per_sample: float
+    psnr_db: float
+    stream_bytes: int
+    max_error: int
+    layers: int
+    def __init__(self, quality: _Optional[float] = ..., bits_per_sample: _Optional[float] = ..., psnr_db: _Optional[float] = ..., stream_bytes: _Optional[int] = ..., max_error: _Optional[int] = ..., layers: _Optional[int] = ...) -> None: ...
+
+class Install(_message.Message):
+    __slots__ = ("bundle_id", "files", "signature")
+    BUNDLE_ID_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    bundle_id: bytes
+    files: _containers.RepeatedCompositeFieldContainer[BundleFile]
+    signature: bytes
+    def __init__(self, bundle_id: _Optional[bytes] = ..., files: _Optional[_Iterable[_Union[BundleFile, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class BundleFile(_message.Message):
+    __slots__ = ("name", "bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    bytes: int
+    def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class Rollback(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("ask_id", "code", "message")
+    ASK_ID_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    ask_id: bytes
+    code: AnswerCode
+    message: str
+    def __init__(self, ask_id: _Optional[bytes] = ..., code: _Optional[_Union[AnswerCode, str]] = ..., message: _Optional[str] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("ask_id", "offset")
+    ASK_ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    ask_id: bytes
+    offset: int
+    def __init__(self, ask_id: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class BundlePart(_message.Message):
+    __slots__ = ("ask_id", "offset", "crc32c", "content")
+    ASK_ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    ask_id: bytes
+    offset: int
+    crc32c: int
+    content: bytes
+    def __init__(self, ask_id: _Optional[bytes] = ..., offset: _Optional[int] = ..., crc32c: _Optional[int] = ..., content: _Optional[bytes] = ...) -> None: ...

@@ -1,0 +1,206 @@
+"""`encoder-node encode` and `submit`: a scene becomes a stream, in a file or in the outbox."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from downlink.errors import DownlinkError, SceneError
+from encoder_node.durable import shown, whole_file
+from encoder_node.options import bytes_of, outbox_folder, outbox_mb, target_of, target_options
+
+if TYPE_CHECKING:
+    from encoder_node.outbox import Entry
+    from encoder_node.spool import EncodedScene
+    from encoder_node.target import Target
+
+
+@click.command()
+@click.argument("scene", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@target_options
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def encode(scene: Path, out: Path, model: str, threads: int, as_json: bool, **_: object) -> None:
+    """Encode SCENE into the stream file OUT.
+
+    SCENE is a GeoTIFF, a JPEG 2000, a Sentinel-2 .SAFE product, an .npy array (bands, height, width), or a raw file
+    with a JSON side-car. OUT appears whole or not at all.
+
+    \b
+    encoder-node encode scene.tif scene.dl
+    encoder-node encode scene.tif scene.dl --bits-per-sample 0.5
+    encoder-node encode S2A_MSIL2A_20260101.SAFE scene.dl --psnr 48 --json
+    """
+    began = time.monotonic()
+    target = target_of()
+    if not out.parent.is_dir():
+        raise SceneError(f"{shown(out.parent)} is not a folder; make it first")
+    _check_out(scene, out)
+    with _encoded(scene, model, target, threads, out.parent) as encoded:
+        with whole_file(out) as file:
+            encoded.write(file)
+        facts = _facts(encoded, began) | {"path": shown(out)}
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        print(
+            f"{facts['path']}: {facts['bytes']} bytes, {facts['ratio']:.1f}:1, "
+            f"{facts['bits_per_sample']:.3f} bits/sample, {facts['encode_s']:.1f} s"
+        )
+
+
+@click.command()
+@click.argument("scenes", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SCENE...")
+@outbox_folder
+@target_options
+@click.option(
+    "--priority", type=click.IntRange(-1000, 1000), default=0, show_default=True, help="The larger, the sooner."
+)
+@outbox_mb
+@click.option("--unless-delivered", is_flag=True, help="Do nothing about a scene that the ground has had already.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per scene.")
+def submit(
+    scenes: tuple[Path, ...],
+    outbox: Path,
+    model: str,
+    threads: int,
+    priority: int,
+    outbox_mb: float | None,
+    unless_delivered: bool,
+    as_json: bool,
+    **_: object,
+) -> None:
+    """Encode each SCENE and keep it in the outbox until the ground has it.
+
+    A scene's id is printed when the scene is safe on disk: from then on it is not lost, whatever happens to this
+    machine's power. The same scene submitted twice is one scene, of the higher priority of the two. One that was
+    delivered before is queued once more: the ground answers at once if it still has it. A .dl file made by `encode` is
+    queued as it is.
+
+    A full outbox refuses new scenes, with exit code 75; it never drops one that it has taken.
+
+    \b
+    encoder-node submit a.tif b.tif --outbox /var/lib/encoder-node
+    encoder-node submit fire.tif --outbox /var/lib/encoder-node --priority 10 --quality 60
+    encoder-node submit scene.dl --outbox /var/lib/encoder-node
+    """
+    from encoder_node.outbox import Outbox
+
+    target = target_of()
+    failures = []
+    with Outbox(outbox, create=True, bytes_max=bytes_of(outbox_mb), reserve=True) as box:
+        for scene in scenes:
+            began = time.monotonic()
+            try:
+                box.check_room()  # before the work
+                if scene.suffix == ".dl":
+                    entry, facts = _submit_stream(box, scene, priority, again=not unless_delivered)
+                else:
+                    with _encoded(scene, model, target, threads, outbox) as encoded:
+                        packed, chunks = encoded.manifest_bytes, encoded.chunks()
+                        entry = box.submit(packed, chunks, priority=priority, again=not unless_delivered)
+                        facts = _facts(encoded, began)
+            except (DownlinkError, OSError) as error:
+                if len(scenes) == 1:
+                    raise
+                failures.append(scene)
+                click.echo(f"Error: {shown(scene)}: {error}", err=True)
+                continue
+            print(json.dumps({**facts, **entry.row(), "path": shown(scene)}) if as_json else entry.scene_id, flush=True)
+    if failures:
+        raise SceneError(f"{len(failures)} of {len(scenes)} scenes were not submitted")
+
+
+def _check_out(scene: Path, out: Path) -> None:
+    """Refuse an OUT that would put the stream in the place of what it is made from."""
+    if out.is_dir():
+        raise SceneError(f"{shown(out)} is a folder; name a file in it, e.g. {shown(out / scene.stem)}.dl")
+    if out.exists() and scene.exists() and out.samefile(scene):
+        raise SceneError(f"{shown(out)} is the same file as the scene, which would be lost; name another OUT")
+    there, target = scene.resolve(), out.resolve()
+    for folder in (there, *there.parents):
+        if folder.suffix.upper() == ".SAFE" and target.is_relative_to(folder):
+            raise SceneError(f"{shown(out)} lies inside the product {shown(folder)}; name an OUT outside of it")
+    beside = target.parent == there.parent and out.name.startswith(scene.stem)  # its side-car or header, perhaps
+    if out.exists() and out.suffix != ".dl" and (beside or (scene.is_dir() and target.is_relative_to(there))):
+        raise SceneError(f"{shown(out)} looks like a part of the scene and would be lost; name another OUT")
+
+
+@contextlib.contextmanager
+def _encoded(scene: Path, model: str, target: Target, threads: int, spool: Path) -> Iterator[EncodedScene]:
+    """A scene, encoded; its chunks wait in a temporary file in `spool`."""
+    from encoder_node.source import open_source
+
+    source = open_source(scene)
+    try:
+        for note in source.notes:
+            click.echo(f"Note: {shown(scene)}: {note}", err=True)
+        if target.max_error is not None:
+            from encoder_node.exact import encode_exact
+
+            with (
+                _progress(scene.name) as progress,
+                encode_exact(source, target.max_error, target.settings, spool, progress) as encoded,
+            ):
+                yield encoded
+            return
+        from downlink.bundle import find
+        from encoder_node.encoder import PlaneEncoder
+        from encoder_node.pipeline import encode_scene
+
+        encoder = PlaneEncoder(find(model), threads=threads)
+        with _progress(scene.name) as progress, encode_scene(source, encoder, target, spool, progress) as encoded:
+            yield encoded
+    finally:
+        source.close()
+
+
+@contextlib.contextmanager
+def _progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr, if somebody is looking."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.length = total
+            bar.update(done - bar.pos)
+
+        yield advance
+
+
+def _submit_stream(box: Any, path: Path, priority: int, *, again: bool) -> tuple[Entry, dict[str, Any]]:
+    """Queue a stream file as it is."""
+    from downlink.stream import StreamReader
+
+    with path.open("rb") as file:
+        reader = StreamReader(file)
+        entry: Entry = box.submit(reader.manifest_bytes, reader.chunks(), priority=priority, again=again)
+        return entry, {"raw_bytes": reader.manifest.scene.raw_bytes}
+
+
+def _facts(encoded: EncodedScene, began: float) -> dict[str, Any]:
+    import resource
+
+    scene = encoded.manifest.scene
+    size = encoded.stream_bytes
+    return {
+        "scene_id": encoded.scene_id,
+        "name": scene.name,
+        "bytes": size,
+        "raw_bytes": scene.raw_bytes,
+        "ratio": scene.raw_bytes / size,
+        "bits_per_sample": 8 * size / scene.samples,
+        "model": encoded.manifest.bundle_name,
+        "settings": encoded.manifest.settings,
+        "encode_s": round(time.monotonic() - began, 3),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    }

@@ -1,0 +1,146 @@
+"""What the commands of `encoder-node` have in common: options, and errors as sentences.
+
+Commands import what they need when they run, so that `--help` is quick and a missing package is only missed where it
+is used. A `DownlinkError` or an OSError ends a command with `Error: ...` on stderr and exit code 1; a wrong command
+line with 2; a full outbox or disk with 75, which is what sysexits.h calls "try again later".
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from downlink.errors import DownlinkError
+
+if TYPE_CHECKING:
+    from encoder_node.channel import Tls
+    from encoder_node.target import Target
+
+DEFAULT_MODEL = "universal"
+FULL = 75
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Full(click.ClickException):
+    """There is no room; later there may be."""
+
+    exit_code = FULL
+
+
+class Commands(click.Group):
+    """Turns errors that a user can cause into one sentence."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DownlinkError as error:
+            raise (Full if error.code == "outbox_full" else click.ClickException)(str(error)) from error
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                f"{error.name} is not installed; pip install latent-downlink brings it"
+            ) from error
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            failure = Full if error.errno in (errno.ENOSPC, errno.EDQUOT) else click.ClickException
+            raise failure(f"{where}{error.strerror or error}") from error
+
+
+def address(ctx: click.Context, _: click.Parameter, value: str) -> str:
+    """HOST:PORT, as gRPC wants it."""
+    host, _colon, port = value.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise click.BadParameter(f"{value!r} is not HOST:PORT, for example 127.0.0.1:50551", ctx)
+    return value
+
+
+def target_options(command: Command) -> Command:
+    """The options that say how well to encode."""
+    for option in (
+        click.option(
+            "--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="Threads of the network."
+        ),
+        click.option(
+            "--psnr", "psnr", type=float, metavar="DB", help="Aim at this PSNR, against 10000 (255 for 8-bit scenes)."
+        ),
+        click.option(
+            "--max-error", type=int, metavar="D", help="No pixel is off by more than D; 0 is lossless. Needs no model."
+        ),
+        click.option(
+            "--weights",
+            default="equal",
+            show_default=True,
+            metavar="W",
+            help="How much each band's error counts: equal; balanced (relative to the band's deviation); B04=4,B03=4 …",
+        ),
+        click.option("--bytes", "stream_bytes", type=int, metavar="N", help="The stream may not exceed N bytes."),
+        click.option("--bits-per-sample", type=float, metavar="R", help="Aim at this rate, within 2 %."),
+        click.option(
+            "--quality", type=float, metavar="Q", help="Quality, 0 to 120: 8 more halve the error. Default 50."
+        ),
+        click.option(
+            "--model", default=DEFAULT_MODEL, show_default=True, help="A released bundle's name, or a bundle's folder."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+outbox_mb = click.option(
+    "--outbox-mb", type=click.FloatRange(0, min_open=True), metavar="N",
+    help="Refuse new scenes when those that wait would have more than N megabytes. Default: as much as the disk holds.",
+)  # fmt: skip
+
+
+def bytes_of(megabytes: float | None) -> int | None:
+    return None if megabytes is None else int(megabytes * 1e6)
+
+
+outbox_folder = click.option(
+    "--outbox", required=True, type=click.Path(path_type=Path, file_okay=False), help="The outbox's folder."
+)
+
+
+def tls_options(command: Command) -> Command:
+    """The three files of mutual TLS."""
+    for name, text in (
+        ("--tls-ca", "The CA that signs the ground's certificate (PEM)."),
+        ("--tls-key", "Its private key (PEM)."),
+        ("--tls-cert", "This node's certificate (PEM); its one DNS name is the node's name."),
+    ):
+        command = click.option(name, type=click.Path(path_type=Path, dir_okay=False), help=text)(command)
+    return command
+
+
+def tls_of(cert: Path | None, key: Path | None, ca: Path | None) -> Tls | None:
+    """All three, checked, or none."""
+    if cert is None and key is None and ca is None:
+        return None
+    if cert is None or key is None or ca is None:
+        raise click.UsageError("--tls-cert, --tls-key and --tls-ca go together: give all three, or none")
+    from encoder_node.channel import Tls
+
+    tls = Tls(cert, key, ca)
+    tls.check()
+    return tls
+
+
+def target_of() -> Target:
+    """What is asked for. A target on the command line replaces one from the configuration file."""
+    from encoder_node.target import Target
+
+    ctx = click.get_current_context()
+    names = ("quality", "bits_per_sample", "psnr", "stream_bytes", "max_error")
+    typed = [name for name in names if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    given = {name: ctx.params[name] for name in typed or names}
+    return Target(
+        quality=given.get("quality"),
+        bits_per_sample=given.get("bits_per_sample"),
+        psnr_db=given.get("psnr"),
+        stream_bytes=given.get("stream_bytes"),
+        max_error=given.get("max_error"),
+        weights=ctx.params["weights"],
+    )
