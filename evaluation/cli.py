@@ -3,6 +3,7 @@
     downlink evaluate scene.tif
     downlink evaluate a.tif b.tif --against j2k,j2k-klt,lerc --json result.json
     downlink evaluate --split test corpus/ --quality 30,40,50,60
+    downlink evaluate scene.tif --max-error 0,10
 
 Tables go to standard output (Markdown when piped), progress to a terminal's standard error, and everything that was
 measured to the file of `--json`. Exit code 1 when something could not be measured, 2 when the command is wrong.
@@ -24,11 +25,14 @@ import msgspec
 
 from downlink import bundle
 from downlink.errors import DownlinkError
-from evaluation.codecs import CLASSICAL, CodecSpec, Contestant, unit
+from downlink.limits import MAX_ERROR_MAX
+from evaluation.codecs import BOUNDED, CLASSICAL, CodecSpec, Contestant, unit
 
 DEFAULT_MODEL = "universal"
 QUALITIES = "16,24,32,40,48,56"
+AGAINST = "j2k,j2k-klt"
 NO_MODEL = "none"
+EXACT = "exact"
 
 
 class _Names(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
@@ -63,6 +67,21 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
         return tuple(sorted(set(numbers)))
 
 
+class _Bounds(_Numbers):
+    """Bounds on the error, separated by commas."""
+
+    name = "D,D,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        for number in found:
+            if not (number.is_integer() and 0 <= number <= MAX_ERROR_MAX):
+                self.fail(
+                    f"{number:g} is no bound; write whole numbers from 0 (lossless) to {MAX_ERROR_MAX}", param, ctx
+                )
+        return found
+
+
 @click.command()
 @click.argument("scenes", nargs=-1, required=True, metavar="SCENE…", type=click.Path(path_type=Path))
 @click.option(
@@ -74,7 +93,15 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--quality", type=_Numbers(), default=QUALITIES, show_default=True, help="Qualities the models run at.")
 @click.option(
-    "--against", type=_Names(), default="j2k,j2k-klt", show_default=True, help=f"{', '.join(CLASSICAL)}; all; or none."
+    "--max-error",
+    "bounds",
+    type=_Bounds(),
+    help="Instead of models, measure the exact method: no sample off by more than D; 0 is lossless.",
+)
+@click.option(
+    "--against",
+    type=_Names(),
+    help=f"{', '.join(CLASSICAL)}; all; or none.  [default: {AGAINST}; with --max-error {','.join(BOUNDED)}]",
 )
 @click.option("--peak", type=float, help="PSNR's peak.  [default: 10000, or 255 for 8-bit scenes]")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures here.")
@@ -90,7 +117,8 @@ def evaluate(
     scenes: tuple[Path, ...],
     models: tuple[str, ...],
     quality: tuple[float, ...],
-    against: tuple[str, ...],
+    bounds: tuple[float, ...] | None,
+    against: tuple[str, ...] | None,
     peak: float | None,
     json_path: Path | None,
     split: str | None,
@@ -103,15 +131,21 @@ def evaluate(
     """
     if peak is not None and not (math.isfinite(peak) and peak > 0):
         raise click.BadParameter(f"{peak:g} is no peak; it must be above 0, such as 10000 or 255", param_hint="--peak")
-    if _evaluate(scenes, models, quality, against, peak, json_path, split, threads, isolate):
+    if bounds is None:
+        peers = tuple(AGAINST.split(",")) if against is None else against
+        contestants = [*_models(models or (DEFAULT_MODEL,), quality, threads), *_classical(peers, threads)]
+    else:
+        source = click.get_current_context().get_parameter_source("quality")
+        if models or source is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError("--max-error measures the exact method: leave --model and --quality out")
+        contestants = _bounded(BOUNDED if against is None else against, bounds, threads)
+    if _evaluate(scenes, contestants, peak, json_path, split, threads, isolate):
         sys.exit(1)
 
 
 def _evaluate(
     scenes: tuple[Path, ...],
-    models: tuple[str, ...],
-    quality: tuple[float, ...],
-    against: tuple[str, ...],
+    contestants: list[Contestant],
     peak: float | None,
     json_path: Path | None,
     split: str | None,
@@ -120,12 +154,11 @@ def _evaluate(
 ) -> int:
     """Returns how many measurements failed."""
     # Imported here, so that --help needs none of the evaluation extra; what is missing `downlink.cli` puts in words.
+    from evaluation import bounds_table, table
     from evaluation import scenes as listing
-    from evaluation import table
     from evaluation.evaluate import evaluate as run
     from evaluation.worker import Apart, Here
 
-    contestants = [*_models(models or (DEFAULT_MODEL,), quality, threads), *_classical(against, threads)]
     if not contestants:
         raise DownlinkError("nothing to measure: --model is none and --against is none; name one codec at least")
     entries, left_out = listing.find(scenes, split)
@@ -138,11 +171,15 @@ def _evaluate(
     try:
         with _writer(json_path) as write, _progress(millions * settings) as done:
             report = run(entries, contestants, peak, runner, done)
-            document = report.document(contestants[0].spec.label, threads)
+            promised = any(contestant.promises for contestant in contestants)
+            document = report.document(None if promised else contestants[0].spec.label, threads)
             write(document)
     finally:
         runner.close()
-    table.show(table.console(), document, {contestant.spec.label: contestant.unit for contestant in contestants})
+    if promised:
+        bounds_table.show(table.console(), document)
+    else:
+        table.show(table.console(), document, {contestant.spec.label: contestant.unit for contestant in contestants})
     if json_path is not None:
         click.echo(f"All figures: {json_path}", err=True)
     return len(report.failures)
@@ -164,6 +201,17 @@ def _models(models: tuple[str, ...], quality: tuple[float, ...], threads: int) -
 
 def _classical(names: tuple[str, ...], threads: int) -> list[Contestant]:
     return [Contestant(CodecSpec(name, classical=name, threads=threads), unit(name)) for name in names]
+
+
+def _bounded(names: tuple[str, ...], bounds: tuple[float, ...], threads: int) -> list[Contestant]:
+    others = [name for name in names if name not in BOUNDED]
+    if others:
+        raise click.BadParameter(
+            f"{', '.join(others)} cannot bound the error of a sample; choose from {', '.join(BOUNDED)}",
+            param_hint="--against",
+        )
+    exact = Contestant(CodecSpec(EXACT, threads=threads), "largest error allowed in DN", bounds, promises=True)
+    return [exact, *(Contestant(CodecSpec(n, classical=n, threads=threads), unit(n), bounds) for n in names)]
 
 
 @contextlib.contextmanager

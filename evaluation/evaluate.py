@@ -24,7 +24,7 @@ from skimage.metrics import structural_similarity
 from downlink.errors import BundleError, DownlinkError
 from downlink.quality import Quality, default_peak, valid_pixels
 from downlink.scene import Scene
-from evaluation import scenes
+from evaluation import bounds, scenes
 from evaluation.codecs import Contestant
 from evaluation.scenes import Entry
 from evaluation.summary import Row, summarise
@@ -41,11 +41,12 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     failures: list[dict[str, str]] = field(default_factory=list)
 
-    def document(self, reference: str, threads: int) -> dict[str, Any]:
-        """What `--json` writes."""
+    def document(self, reference: str | None, threads: int) -> dict[str, Any]:
+        """What `--json` writes: `reference` is the codec that is compared with the others; without one the settings are
+        bounds on the error."""
         return {
             "rows": self.rows,
-            "summary": summarise(self.rows, reference),
+            "summary": bounds.summarise(self.rows) if reference is None else summarise(self.rows, reference),
             "failures": self.failures,
             "environment": _environment(threads),
         }
@@ -69,6 +70,7 @@ def evaluate(
                 try:
                     # list(): a codec that fails half-way through its settings has no curve on this scene
                     report.rows += list(_measure(entry, contestant, peak, runner, place, done))
+                    _check_promise(entry, contestant, report.rows)
                 except BundleError:
                     raise  # it will fail on every scene: say so at once
                 except DownlinkError as error:
@@ -76,6 +78,17 @@ def evaluate(
                 for file in place.iterdir():
                     file.unlink()
     return report
+
+
+def _check_promise(entry: Entry, contestant: Contestant, rows: Sequence[Row]) -> None:
+    """`DownlinkError` if a contestant broke the bound that it promises on this scene."""
+    for one in rows if contestant.promises else ():
+        mine = (one["scene"], one["codec"]) == (entry.label, contestant.spec.label)
+        if mine and not bounds.kept(one):
+            raise DownlinkError(
+                f"a sample is off by {one['max_error']} and {one['nodata_wrong']} changed between data and nodata, "
+                f"where at most {one['setting']:g} and none were promised; please report this with the scene"
+            )
 
 
 def _measure(

@@ -68,7 +68,7 @@ def summarise(rows: Sequence[Row], reference: str) -> dict[str, Any]:
         "bd_rate_of": reference,
         "bd_rate_percent": {codec: found["percent"] for codec, found in bd.items()},
         "bd_rate": bd,
-        "codecs": {codec: _speed([row for row in rows if row["codec"] == codec]) for codec in by_codec},
+        "codecs": {codec: speed([row for row in rows if row["codec"] == codec]) for codec in by_codec},
         "bits_per_sample_at_per_scene": per_scene,
     }
 
@@ -94,7 +94,8 @@ def _bd(tests: dict[str, Curve], anchors: dict[str, Curve]) -> dict[str, Any]:
     }
 
 
-def _speed(rows: Sequence[Row]) -> dict[str, Any]:
+def speed(rows: Sequence[Row]) -> dict[str, Any]:
+    """Speeds and memory of a codec over these rows."""
     samples = sum(row["samples"] for row in rows)
     return {
         "rows": len(rows),

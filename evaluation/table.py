@@ -25,14 +25,18 @@ def show(out: Console, document: dict[str, Any], units: dict[str, str]) -> None:
     """Print a report: each setting when there is one scene, each scene when there are more, then the summary."""
     rows, summary = document["rows"], document["summary"]
     if rows:
-        _print(out, _settings(out, rows) if summary["scenes"] == 1 else _scenes(out, summary))
-        _print(out, _summary(out, summary))
+        print_table(out, _settings(out, rows) if summary["scenes"] == 1 else _scenes(out, summary))
+        print_table(out, _summary(out, summary))
         if summary["scenes"] == 1:
             meanings = "; ".join(f"{codec}: {unit}" for codec, unit in units.items())
             out.print(f"Settings of {meanings}.", style="dim", markup=False, soft_wrap=True)
         for note in _notes(rows, summary):
             out.print(note, style="dim", markup=False, soft_wrap=True)
-    failures = document["failures"]
+    show_failures(out, document["failures"])
+
+
+def show_failures(out: Console, failures: Sequence[dict[str, str]]) -> None:
+    """Print what could not be measured."""
     for failure in failures[:_FAILURES_SHOWN]:
         text = f"Not measured: {failure['codec']} on {failure['scene']}: {failure['error']}"
         out.print(text, style="bold red", markup=False, soft_wrap=True)
@@ -41,7 +45,8 @@ def show(out: Console, document: dict[str, Any], units: dict[str, str]) -> None:
         out.print(more, style="bold red", markup=False, soft_wrap=True)
 
 
-def _print(out: Console, table: Table) -> None:
+def print_table(out: Console, table: Table) -> None:
+    """Print a table under its title."""
     title, table.title = str(table.title), None  # a caption inside a Markdown table would break it
     out.print(title, style="bold", markup=False)
     if out.is_terminal:
@@ -53,7 +58,7 @@ def _print(out: Console, table: Table) -> None:
     out.print(f"\n{lines}\n", markup=False, soft_wrap=True)
 
 
-def _table(out: Console, title: str, names: Sequence[str]) -> Table:
+def new_table(out: Console, title: str, names: Sequence[str]) -> Table:
     """An empty table. A line break in a name narrows the column on a terminal."""
     piped = not out.is_terminal
     table = Table(title=title, box=box.MARKDOWN if piped else box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -68,20 +73,20 @@ _SETTING_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("setting", lambda row: f"{row['setting']:g}", False),
     ("bytes", lambda row: f"{row['bytes']:,}", False),
     ("ratio", lambda row: f"{row['ratio']:.1f}", True),
-    ("bits/\nsample", lambda row: _number(row["bits_per_sample"], 4), False),
-    ("PSNR\ndB", lambda row: _number(row["psnr_db"], 2, "lossless"), False),
+    ("bits/\nsample", lambda row: number(row["bits_per_sample"], 4), False),
+    ("PSNR\ndB", lambda row: number(row["psnr_db"], 2, "lossless"), False),
     ("max\nerror", lambda row: str(row["max_error"]), False),
-    ("SAM °", lambda row: _number(row["sam_deg"], 3), False),
-    ("SSIM", lambda row: _number(row["ssim"], 4), True),
-    ("encode\ns", lambda row: _number(row["encode_s"], 3), False),
-    ("decode\ns", lambda row: _number(row["decode_s"], 3), True),
-    ("peak\nMB", lambda row: _number(row["peak_rss_mb"], 0), True),
+    ("SAM °", lambda row: number(row["sam_deg"], 3), False),
+    ("SSIM", lambda row: number(row["ssim"], 4), True),
+    ("encode\ns", lambda row: number(row["encode_s"], 3), False),
+    ("decode\ns", lambda row: number(row["decode_s"], 3), True),
+    ("peak\nMB", lambda row: number(row["peak_rss_mb"], 0), True),
 ]
 
 
 def _settings(out: Console, rows: Sequence[Row]) -> Table:
     columns = [(name, text) for name, text, spare in _SETTING_COLUMNS if out.width >= _WIDE or not spare]
-    table = _table(out, rows[0]["scene"], ["codec", *(name for name, _ in columns)])
+    table = new_table(out, rows[0]["scene"], ["codec", *(name for name, _ in columns)])
     for before, row in zip([None, *rows], rows, strict=False):
         first = before is None or before["codec"] != row["codec"]
         table.add_row(row["codec"] if first or not out.is_terminal else "", *(text(row) for _, text in columns))
@@ -91,12 +96,12 @@ def _settings(out: Console, rows: Sequence[Row]) -> Table:
 def _scenes(out: Console, summary: dict[str, Any]) -> Table:
     level = str(LEVELS_DB[len(LEVELS_DB) // 2])
     codecs = list(summary["codecs"])
-    table = _table(out, f"Bits per sample at {level} dB", ["scene", *codecs])
+    table = new_table(out, f"Bits per sample at {level} dB", ["scene", *codecs])
     for scene, found in summary["bits_per_sample_at_per_scene"][level].items():
         best = min((bits for bits in found.values() if bits is not None), default=None)
         cells = []
         for codec in codecs:
-            text = _number(found[codec], 4)
+            text = number(found[codec], 4)
             cells.append(f"[bold]{text}[/]" if found[codec] is not None and found[codec] == best else text)
         table.add_row(scene.replace("[", r"\["), *cells)
     return table
@@ -107,7 +112,7 @@ def _summary(out: Console, summary: dict[str, Any]) -> Table:
     reference = summary["bd_rate_of"]
     heads = [f"b/sample\nat {level} dB\n(n={summary['scenes_at'][level]})" for level in levels]
     names = ["codec", *heads, f"BD-rate of\n{reference}", "encode\nMS/s", "decode\nMS/s", "peak\nMB"]
-    table = _table(out, f"{summary['scenes']} scene{'s' * (summary['scenes'] != 1)}", names)
+    table = new_table(out, f"{summary['scenes']} scene{'s' * (summary['scenes'] != 1)}", names)
     for codec, speed in summary["codecs"].items():
         found = summary["bd_rate"].get(codec)
         if found is None:
@@ -118,11 +123,11 @@ def _summary(out: Console, summary: dict[str, Any]) -> Table:
             delta = f"{found['percent']:+.1f} % (n={found['scenes']})"
         table.add_row(
             codec,
-            *(_number(summary["bits_per_sample_at"][level][codec], 4) for level in levels),
+            *(number(summary["bits_per_sample_at"][level][codec], 4) for level in levels),
             delta,
-            _number(speed["encode_msamples_per_s"], 1),
-            _number(speed["decode_msamples_per_s"], 1),
-            _number(speed["peak_rss_mb"], 0),
+            number(speed["encode_msamples_per_s"], 1),
+            number(speed["decode_msamples_per_s"], 1),
+            number(speed["peak_rss_mb"], 0),
         )
     return table
 
@@ -153,5 +158,6 @@ def _notes(rows: Sequence[Row], summary: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _number(value: float | None, digits: int, absent: str = "–") -> str:
+def number(value: float | None, digits: int, absent: str = "–") -> str:
+    """A figure as a table has it."""
     return absent if value is None else f"{value:.{digits}f}"

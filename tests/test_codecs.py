@@ -16,7 +16,7 @@ import zstandard
 
 from downlink.quality import Quality
 from downlink.scene import Scene
-from evaluation.codecs import CLASSICAL, CodecSpec, sweep
+from evaluation.codecs import BOUNDED, CLASSICAL, CodecSpec, sweep
 from evaluation.codecs.base import GridCodec, Image, Pixels, mse_of
 from evaluation.codecs.j2k import encode_components, size_of
 from evaluation.codecs.nodata import fill, pack_mask, unpack_mask
@@ -222,13 +222,33 @@ def test_htj2k_is_what_gdal_reads(tmp_path: Path) -> None:
     assert np.abs(decoded.astype(int) - codec.decode(payload)[0]).max() <= 1
 
 
-def test_lerc_keeps_its_promise() -> None:
-    of, codec = image(scenes.pixels(8, 6, 100, 90, nodata=None)), open_codec("lerc")
-    for bound in (1.0, 12.0, 100.0):
-        payload = codec.encode(of, bound)
-        assert quality(of, codec.decode(payload)).max_error <= bound
-        blob = zstandard.ZstdDecompressor().decompressobj().decompress(only_codestream(payload))
-        assert blob.startswith(b"Lerc2")
+@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
+def test_bounds_are_kept_to_the_ends_of_the_range(name: str, dtype: str) -> None:
+    limit, shape = np.iinfo(dtype), (2, 30, 40)
+    noise = np.random.default_rng(0).integers(limit.min, limit.max, shape, dtype, endpoint=True)
+    extremes = np.where(np.indices(shape).sum(axis=0) % 2, limit.max, limit.min).astype(dtype)
+    codec = open_codec(name)
+    for pixels in (noise, extremes, scenes.pixels(8, *shape, dtype, nodata=None)):
+        for bound in (0, 1, 12, 100, 255, 300, 65535):
+            decoded = codec.decode(codec.encode(image(pixels), float(bound)))
+            assert decoded[0].dtype == pixels.dtype
+            assert np.abs(decoded[0].astype(int) - pixels).max() <= bound
+
+
+def test_bounded_codecs_are_what_they_say() -> None:
+    of = image(scenes.pixels(8, 6, 100, 90, nodata=None))
+    blob = zstandard.ZstdDecompressor().decompressobj().decompress(only_codestream(open_codec("lerc").encode(of, 12.0)))
+    assert blob.startswith(b"Lerc2")
+    # the scan header of a codestream of one component has the bound as NEAR
+    block = only_codestream(open_codec("jpegls").encode(of, 12.0))
+    scan = block.index(b"\xff\xda")
+    assert block[9:11] == b"\xff\xd8"
+    assert block[scan + 7] == 12
+    # more than four channels beside the first are level 10, which libjxl states in a container
+    few = image(of.grids[0][:3])
+    assert only_codestream(open_codec("jpegxl-lossless").encode(few, 12.0))[3:5] == b"\xff\x0a"
+    assert only_codestream(open_codec("jpegxl-lossless").encode(of, 12.0))[7:11] == b"JXL "
 
 
 def test_jpegxl_counts_a_codestream_per_band() -> None:

@@ -309,6 +309,12 @@ def test_a_corpus_is_measured_by_split_and_type(tmp_path: Path) -> None:
         (["{scene}", "--model", "none", "--against", "none"], 1, "nothing to measure"),
         (["{scene}", "--model", "no-such-model"], 1, "--model none measures the classical codecs alone"),
         (["{scene}", "--model", "none", "--json", "{scene}/out.json"], 1, "cannot be written"),
+        (["{scene}", "--max-error", "0.5"], 2, "whole numbers from 0 (lossless)"),
+        (["{scene}", "--max-error", "70000"], 2, "to 65535"),
+        (["{scene}", "--max-error", "few"], 2, "is no list of numbers"),
+        (["{scene}", "--max-error", "1", "--against", "j2k"], 2, "j2k cannot bound the error of a sample"),
+        (["{scene}", "--max-error", "1", "--model", "universal"], 2, "leave --model and --quality out"),
+        (["{scene}", "--max-error", "1", "--quality", "50"], 2, "leave --model and --quality out"),
         ([], 2, "Missing argument"),
     ],
 )
@@ -320,6 +326,83 @@ def test_mistakes_are_answered_in_a_sentence(
     assert words in " ".join(result.output.split())
     assert "Traceback" not in result.output
     assert isinstance(result.exception, SystemExit)
+
+
+def test_bounds_are_measured_beside_what_else_bounds_them(scene: Path, tmp_path: Path) -> None:
+    found = measure(tmp_path, scene, "--max-error", "0,7")
+    with rasterio.open(scene) as file:
+        original = file.read()
+    codecs = ["exact", "jpegxl-lossless", "jpegls", "lerc", "zstd"]
+    assert list(found["summary"]["bounds"]["7"]["codecs"]) == codecs
+    assert [(one["codec"], one["setting"]) for one in found["rows"]] == [(c, d) for c in codecs for d in (0, 7)]
+    for one in found["rows"]:
+        assert set(one) >= KEYS
+        name = None if one["codec"] == "exact" else one["codec"]
+        codec = CodecSpec(one["codec"], classical=name).open()
+        payload = codec.encode(Image(scenes.scene(original, 0), (original,), 10_000.0), one["setting"])
+        [decoded] = codec.decode(payload)
+        assert one["max_error"] == np.abs(original.astype(int) - decoded)[original != 0].max()
+        assert one["max_error"] <= one["setting"]
+        assert ((decoded == 0) == (original == 0)).all()
+        if name is not None:  # our files hold the scene's name and tags
+            assert one["bytes"] == len(payload)
+    for bound in ("0", "7"):
+        figures = found["summary"]["bounds"][bound]["codecs"]
+        assert all(figures["exact"]["bits_per_sample"] < figures[peer]["bits_per_sample"] for peer in codecs[1:])
+        assert figures["exact"]["best_on"] == 1
+        assert figures["exact"]["max_error"] == int(bound)
+    assert found["summary"]["broken"] == []
+
+
+def test_bounds_have_tables_of_their_own(scene: Path, tmp_path: Path) -> None:
+    other = tiff(tmp_path / "other.tif", scenes.pixels(4, 4, 64, 64, nodata=None))
+    lines = run(scene, other, "--max-error", "0,3", "--against", "jpegls", "--no-isolate").stdout.splitlines()
+    assert lines[0] == "Lossless: bits per sample"
+    assert "Lossless, 2 scenes" in lines
+    assert "No sample off by more than 3, 2 scenes" in lines
+    assert sum(line.startswith("|exact ") for line in lines) == 2
+    assert sum(line.startswith("|other ") for line in lines) == 2
+    assert run(scene, "--max-error", "3", "--against", "none", "--no-isolate").stdout.count("|jpegls") == 0
+
+
+class Careless:
+    """Says that it bounds the error, and does not."""
+
+    name = unit = "careless"
+
+    def __init__(self, off: int) -> None:
+        self._off = off
+
+    def load(self, half: str) -> None:
+        pass
+
+    def encode(self, image: Image, setting: float) -> bytes:
+        self._pixels = image.grids[0].copy()
+        self._pixels[0, 50, 50] += self._off
+        return b"x"
+
+    def decode(self, payload: bytes) -> list[Any]:
+        return [self._pixels]
+
+
+@dataclass(frozen=True)
+class Promising(CodecSpec):
+    off: int = 0
+
+    def open(self) -> Any:
+        return Careless(self.off)
+
+
+@pytest.mark.parametrize(("off", "broken"), [(5, False), (6, True)])
+def test_a_broken_bound_is_a_failure_and_stays_in_the_figures(off: int, broken: bool, scene: Path) -> None:
+    promising = Contestant(Promising("careless", off=off), "", (5.0,), promises=True)
+    peer = Contestant(Promising("peer", off=off), "", (5.0,))
+    report = evaluate([Entry(scene, "scene")], [promising, peer], None, Here(), lambda *_: None)
+    document = report.document(None, 1)
+    assert [row["max_error"] for row in document["rows"]] == [off, off]
+    assert [one["codec"] for one in document["summary"]["broken"]] == ["careless", "peer"] * broken
+    assert [one["codec"] for one in document["failures"]] == ["careless"] * broken
+    assert all("is off by 6" in one["error"] for one in document["failures"])
 
 
 def test_json_is_left_alone_when_measuring_fails(scene: Path, tmp_path: Path) -> None:

@@ -20,13 +20,19 @@ _CLASSICAL: Final = {
     "jpegxl": ("jpegxl", "JpegXl"),
     "jpegxl-e3": ("jpegxl", "JpegXlFast"),
     "lerc": ("lerc", "Lerc"),
+    "jpegxl-lossless": ("jpegxl_lossless", "JpegXlLossless"),
+    "jpegls": ("jpegls", "JpegLs"),
+    "zstd": ("zstd", "Zstd"),
 }
 CLASSICAL: Final = tuple(_CLASSICAL)
+BOUNDED: Final = ("jpegxl-lossless", "jpegls", "lerc", "zstd")
+"""Those that bound the error of every sample."""
 
 
 @dataclass(frozen=True)
 class CodecSpec:
-    """What a process needs to open a codec: a label for tables, and a classical codec's name or a model bundle."""
+    """What a process needs to open a codec: a label for tables, and a classical codec's name or a model bundle; neither
+    is the exact method."""
 
     label: str
     classical: str | None = None
@@ -36,22 +42,29 @@ class CodecSpec:
     def open(self) -> Codec:
         if self.classical is not None:
             return _classical(self.classical)(self.threads)
+        if self.model is None:
+            from evaluation.codecs.exact import Exact
+
+            return Exact()
         from evaluation.codecs.ours import LatentDownlink
 
-        return LatentDownlink(self.model or "", self.threads)
+        return LatentDownlink(self.model, self.threads)
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A codec to be measured. Classical codecs bring their own settings."""
+    """A codec to be measured. Classical codecs bring their own settings where none are given."""
 
     spec: CodecSpec
     unit: str
     settings: tuple[float, ...] = ()
+    promises: bool = False
+    """Whether its settings are bounds on the error that it must keep."""
 
     def at(self, peak: float) -> tuple[float, ...]:
         """The settings it is measured at on a scene of this peak."""
-        return self.settings if self.spec.classical is None else sweep(self.spec.classical, peak)
+        classical = self.spec.classical
+        return self.settings if classical is None or self.settings else sweep(classical, peak)
 
 
 def sweep(name: str, peak: float) -> tuple[float, ...]:

@@ -6,24 +6,18 @@ LERC_ZSTD does. LERC is made for bounds, not for PSNR: read its place on a PSNR 
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import imagecodecs
 
-from evaluation.codecs.base import PSNR_SWEEP, GridCodec, Pixels, mse_of
+from evaluation.codecs.base import Pixels
+from evaluation.codecs.bounded import BoundedCodec
 
 _ZSTD_LEVEL = 9
 
 
-class Lerc(GridCodec):
+class Lerc(BoundedCodec):
     name: ClassVar[str] = "lerc"
-    unit: ClassVar[str] = "largest error allowed in DN"
-
-    @classmethod
-    def sweep(cls, peak: float) -> tuple[float, ...]:
-        # Errors come out about evenly spread within the bound: mse = bound^2 / 3. Bounds on integers are integers.
-        return tuple(float(max(1, round(math.sqrt(3 * mse_of(psnr, peak))))) for psnr in PSNR_SWEEP)
 
     def encode_grid(self, pixels: Pixels, setting: float, peak: float) -> bytes:
         return bytes(
