@@ -245,10 +245,9 @@ def test_bounded_codecs_are_what_they_say() -> None:
     scan = block.index(b"\xff\xda")
     assert block[9:11] == b"\xff\xd8"
     assert block[scan + 7] == 12
-    # more than four channels beside the first are level 10, which libjxl states in a container
-    few = image(of.grids[0][:3])
-    assert only_codestream(open_codec("jpegxl-lossless").encode(few, 12.0))[3:5] == b"\xff\x0a"
-    assert only_codestream(open_codec("jpegxl-lossless").encode(of, 12.0))[7:11] == b"JXL "
+    for bands in (1, 6):
+        some = image(of.grids[0][:bands])
+        assert only_codestream(open_codec("jpegxl-lossless").encode(some, 12.0))[3:5] == b"\xff\x0a"
 
 
 def test_jpegxl_counts_a_codestream_per_band() -> None:

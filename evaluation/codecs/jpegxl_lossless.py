@@ -36,9 +36,20 @@ class JpegXlLossless(BoundedCodec):
             usecontainer=False,
             numthreads=self.threads,
         )
-        return struct.pack("<BH", _DTYPES.index(pixels.dtype.name), int(setting)) + bytes(codestream)
+        head = struct.pack("<BH", _DTYPES.index(pixels.dtype.name), int(setting))
+        return head + _without_container(bytes(codestream))
 
     def decode_grid(self, codestream: bytes) -> Pixels:
         number, bound = struct.unpack_from("<BH", codestream)
         numbers = imagecodecs.jpegxl_decode(codestream[3:], numthreads=self.threads)
         return dequantise(numbers if numbers.ndim == 3 else numbers[None], bound, np.dtype(_DTYPES[number]))
+
+
+def _without_container(file: bytes) -> bytes:
+    """The bare codestream: with extra channels libjxl writes boxes around it whatever it is told, 49 bytes."""
+    if file.startswith(b"\xff\x0a"):
+        return file
+    at = 0
+    while file[at + 4 : at + 8] != b"jxlc":
+        at += int.from_bytes(file[at : at + 4], "big")
+    return file[at + 8 : at + int.from_bytes(file[at : at + 4], "big")]
