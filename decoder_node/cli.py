@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from decoder_node.cli_ask import ask
 from downlink import __version__
 from downlink.errors import DownlinkError, LinkError
 
@@ -74,6 +75,8 @@ def _configure(ctx: click.Context, _: click.Parameter, value: Path | None) -> Pa
         except DownlinkError as error:
             raise click.ClickException(str(error)) from error
         ctx.default_map = dict.fromkeys(("serve", "list", "decode"), given)
+        archive = {key: value for key, value in given.items() if key == "archive"}
+        ctx.default_map["ask"] = dict.fromkeys(ask.commands, archive)
     return value
 
 
@@ -90,6 +93,7 @@ def main() -> None:
     decoder-node serve --archive /srv/archive --listen 0.0.0.0:50551
     decoder-node list --archive /srv/archive
     decoder-node decode scene.dl scene.tif
+    decoder-node ask refine 3fa94c --archive /srv/archive
     """
 
 
@@ -209,6 +213,7 @@ async def _serve(
     partial_after_s: float | None,
     models: tuple[Path, ...],
 ) -> None:
+    from decoder_node.asks import Asks
     from decoder_node.inbox import Inbox
     from decoder_node.ledger import Ledger
     from decoder_node.log import log
@@ -229,7 +234,9 @@ async def _serve(
             archive, ledger, disk, models, count, memory=memory, trusts=admission.trusts,
             partial_after_s=partial_after_s,
         )  # fmt: skip
-        receiver = Receiver(inbox, disk, workers.wake, f"decoder-node {__version__}", admission)
+        asks = Asks(archive, ledger)
+        await loop.run_in_executor(disk, asks.recover)
+        receiver = Receiver(inbox, disk, workers.wake, f"decoder-node {__version__}", admission, asks)
         address = await receiver.start(listen, tls, insecure=insecure)
         await workers.start()
         if tls is None and insecure:
@@ -301,6 +308,9 @@ def decode(stream: Path, out: Path, models: tuple[Path, ...], threads: int, as_j
     else:
         for path in decoded.paths:
             print(path)
+
+
+main.add_command(ask)
 
 
 @contextlib.contextmanager

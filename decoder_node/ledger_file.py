@@ -20,17 +20,19 @@ VERSION: Final = 3  # 1 knew no nodes, 2 decoded no partial scenes and asked for
 
 _ASKS: Final = """
 CREATE TABLE asks (
-  number      INTEGER PRIMARY KEY AUTOINCREMENT,
-  ask_id      TEXT NOT NULL UNIQUE,
-  node        TEXT NOT NULL,
-  scene_id    TEXT,
-  what        TEXT NOT NULL,
-  request     BLOB NOT NULL,
-  state       TEXT NOT NULL CHECK (state IN ('waiting', 'done', 'refused')),
-  message     TEXT,
-  asked_at    REAL NOT NULL,
-  answered_at REAL
-)
+  number       INTEGER PRIMARY KEY AUTOINCREMENT,
+  ask_id       TEXT NOT NULL UNIQUE,
+  node         TEXT NOT NULL,
+  scene_id     TEXT,
+  what         TEXT NOT NULL,
+  request      BLOB NOT NULL,
+  bundle_bytes INTEGER NOT NULL,
+  state        TEXT NOT NULL CHECK (state IN ('waiting', 'done', 'refused')),
+  message      TEXT,
+  asked_at     REAL NOT NULL,
+  answered_at  REAL
+);
+CREATE INDEX unanswered ON asks (node, number) WHERE state = 'waiting'
 """
 _INDEXES: Final = """
 CREATE INDEX by_node ON scenes (node, decoded_at);

@@ -25,15 +25,29 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from decoder_node.admission import Admission, Denied, Seat, TooBusy
+from decoder_node.asks import Asks
 from decoder_node.identity import NOBODY, Tls, node_name
 from decoder_node.inbox import RETRY_S, Inbox, is_full
 from decoder_node.ledger import LedgerError
 from decoder_node.log import log
 from decoder_node.server import Server
 from downlink import limits
-from downlink.action import Close, Commit, Finish, GroundAction, Open, Reject, Send, Status
+from downlink.action import (
+    Answered,
+    Close,
+    Commit,
+    Finish,
+    GroundAction,
+    Look,
+    Open,
+    ReadPart,
+    Reject,
+    Send,
+    Status,
+    Waiting,
+)
 from downlink.errors import LinkError
-from downlink.frame import Refusal, RefusalCode, SceneState, State
+from downlink.frame import Answer, Refusal, RefusalCode, SceneState, State
 from downlink.framing import edge_frame, ground_message
 from downlink.incoming import Incoming
 from downlink.session import GroundSession
@@ -56,8 +70,10 @@ class Receiver:
         on_durable: Callable[[str], object],
         software: str,
         admission: Admission | None = None,
+        asks: Asks | None = None,
     ) -> None:
         self.inbox = inbox
+        self.asks = asks
         self.software = software
         self.admission = admission or Admission()
         self.on_durable = on_durable
@@ -65,6 +81,7 @@ class Receiver:
         self._disk = disk  # the one thread that ledger and inbox belong to
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="verify")
         self._server: Server
+        self._calls: set[asyncio.Task[None] | None] = set()
         self._named = False  # do peers have certificates?
 
     async def start(self, listen: str, tls: Tls | None = None, *, insecure: bool = False) -> str:
@@ -87,10 +104,18 @@ class Receiver:
         await self._server.stop(GRACE_S)
         self._reading.shutdown(wait=False, cancel_futures=True)
 
+    def cut(self) -> None:
+        """End all streams, whose server has died: nobody else holds them any more, and nothing will ever reach them."""
+        for call in self._calls:
+            if call is not None:
+                call.cancel()
+
     async def Deliver(self, requests: object, context: Any) -> None:
         """One stream."""
         facts = {"peer": context.peer()}
         seat = None
+        call = asyncio.current_task()
+        self._calls.add(call)
         try:
             node = node_name(context.auth_context()) if self._named else NOBODY
             facts |= {"node": node} if node else {}
@@ -110,6 +135,7 @@ class Receiver:
             log.exception("stream failed", extra=facts)
             close = Close(Status.INTERNAL, "the ground has failed; its log says how")
         finally:
+            self._calls.discard(call)
             if seat is not None:
                 self.admission.leave(seat)
         if seat is None:  # a client that is cut off in its first words hears INTERNAL from its own gRPC instead
@@ -156,6 +182,22 @@ class Receiver:
         else:
             log.error("quarantined", extra={**facts, "reason": str(fault)})
         return state
+
+    async def waiting(self, node: str, without: frozenset[str]) -> list[Waiting]:
+        """What the ground asks of a node."""
+        return [] if self.asks is None else await self.disk(partial(self.asks.waiting, node, without))
+
+    async def answered(self, node: str, answer: Answer) -> None:
+        """A node has answered a request."""
+        if self.asks is None or (entry := await self.disk(partial(self.asks.answered, node, answer))) is None:
+            return
+        facts = {"ask": entry.ask_id, "what": entry.what, "scene": entry.scene_id, "node": node}
+        log.info("answered", extra={**facts, "state": entry.state, "reason": answer.message})
+
+    async def part(self, ask_id: str, offset: int, length: int) -> bytes | None:
+        """A part of the bundle that a node is asked to install."""
+        assert self.asks is not None, "a bundle is sent that nobody has asked for"
+        return await self.disk(partial(self.asks.part, ask_id, offset, length))
 
     @staticmethod
     def _failed(incoming: Incoming, error: OSError) -> SceneState:
@@ -259,6 +301,13 @@ class _Stream:
                     case Reject(incoming, reason):
                         log.error("quarantined", extra={"scene": incoming.scene_id, "reason": reason})
                         await receiver.disk(partial(receiver.inbox.reject, incoming, reason))
+                    case Look(without):
+                        found_asks = await receiver.waiting(self.node, without)
+                        waiting += session.found(found_asks, time.monotonic())
+                    case Answered(answer):
+                        await receiver.answered(self.node, answer)
+                    case ReadPart(ask_id, offset, length):
+                        waiting += session.part(ask_id, offset, await receiver.part(ask_id, offset, length))
                     case Close():
                         return action
             except TimeoutError:

@@ -86,8 +86,11 @@ class Asking:
             asked.sent += length
         return actions
 
-    def part(self, ask_id: str, offset: int, content: bytes) -> list[GroundAction]:
-        """The store's answer to `ReadPart`."""
+    def part(self, ask_id: str, offset: int, content: bytes | None) -> list[GroundAction]:
+        """The store's answer to `ReadPart`; None: it is not asked for any more."""
+        if content is None:
+            self._asked.pop(ask_id, None)
+            return []
         return [Send(BundlePart(ask_id, offset, content))] if ask_id in self._asked else []
 
     def tick(self, now: float) -> list[GroundAction]:

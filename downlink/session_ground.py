@@ -128,8 +128,8 @@ class GroundSession:
         """The store's answer to `Look`."""
         return self._asking.found(waiting, now)
 
-    def part(self, ask_id: str, offset: int, content: bytes) -> list[GroundAction]:
-        """The store's answer to `ReadPart`."""
+    def part(self, ask_id: str, offset: int, content: bytes | None) -> list[GroundAction]:
+        """The store's answer to `ReadPart`; None: it is not asked for any more."""
         return self._asking.part(ask_id, offset, content)
 
     def tick(self, now: float) -> list[GroundAction]:

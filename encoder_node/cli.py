@@ -12,7 +12,7 @@ import click
 from downlink import __version__
 from downlink.errors import DownlinkError
 from encoder_node.cli_encode import encode, submit
-from encoder_node.cli_outbox import resend, status
+from encoder_node.cli_outbox import models, resend, status
 from encoder_node.cli_run import run
 from encoder_node.options import FULL, Commands
 
@@ -48,5 +48,5 @@ def main() -> None:
     """
 
 
-for command in (encode, submit, run, status, resend):
+for command in (encode, submit, run, status, resend, models):
     main.add_command(command)

@@ -14,10 +14,19 @@ import click
 
 from downlink.errors import DownlinkError, SceneError
 from encoder_node.durable import shown, whole_file
-from encoder_node.options import bytes_of, outbox_folder, outbox_mb, target_of, target_options
+from encoder_node.options import (
+    bytes_of,
+    layers_of,
+    layers_option,
+    model_of,
+    outbox_folder,
+    outbox_mb,
+    target_of,
+    target_options,
+)
 
 if TYPE_CHECKING:
-    from encoder_node.outbox import Entry
+    from encoder_node.outbox import Entry, Outbox
     from encoder_node.spool import EncodedScene
     from encoder_node.target import Target
 
@@ -27,7 +36,7 @@ if TYPE_CHECKING:
 @click.argument("out", type=click.Path(path_type=Path))
 @target_options
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def encode(scene: Path, out: Path, model: str, threads: int, as_json: bool, **_: object) -> None:
+def encode(scene: Path, out: Path, model: str | None, threads: int, as_json: bool, **_: object) -> None:
     """Encode SCENE into the stream file OUT.
 
     SCENE is a GeoTIFF, a JPEG 2000, a Sentinel-2 .SAFE product, an .npy array (bands, height, width), or a raw file
@@ -43,7 +52,7 @@ def encode(scene: Path, out: Path, model: str, threads: int, as_json: bool, **_:
     if not out.parent.is_dir():
         raise SceneError(f"{shown(out.parent)} is not a folder; make it first")
     _check_out(scene, out)
-    with _encoded(scene, model, target, threads, out.parent) as encoded:
+    with _encoded(scene, model_of(model), target, threads, out.parent) as encoded:
         with whole_file(out) as file:
             encoded.write(file)
         facts = _facts(encoded, began) | {"path": shown(out)}
@@ -63,15 +72,17 @@ def encode(scene: Path, out: Path, model: str, threads: int, as_json: bool, **_:
 @click.option(
     "--priority", type=click.IntRange(-1000, 1000), default=0, show_default=True, help="The larger, the sooner."
 )
+@layers_option
 @outbox_mb
 @click.option("--unless-delivered", is_flag=True, help="Do nothing about a scene that the ground has had already.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per scene.")
 def submit(
     scenes: tuple[Path, ...],
     outbox: Path,
-    model: str,
+    model: str | None,
     threads: int,
     priority: int,
+    layers: int | None,
     outbox_mb: float | None,
     unless_delivered: bool,
     as_json: bool,
@@ -84,7 +95,8 @@ def submit(
     delivered before is queued once more: the ground answers at once if it still has it. A .dl file made by `encode` is
     queued as it is.
 
-    A full outbox refuses new scenes, with exit code 75; it never drops one that it has taken.
+    A full outbox refuses new scenes, with exit code 75; it never drops one that it has taken. What the ground asks of
+    scenes that are not encoded yet (`decoder-node ask target`) counts unless something else is typed here.
 
     \b
     encoder-node submit a.tif b.tif --outbox /var/lib/encoder-node
@@ -93,19 +105,21 @@ def submit(
     """
     from encoder_node.outbox import Outbox
 
-    target = target_of()
     failures = []
     with Outbox(outbox, create=True, bytes_max=bytes_of(outbox_mb), reserve=True) as box:
+        asked = box.target()
+        target, layers, bundle = target_of(asked), layers_of(layers, asked), model_of(model, outbox)
+        again = not unless_delivered
         for scene in scenes:
             began = time.monotonic()
             try:
                 box.check_room()  # before the work
                 if scene.suffix == ".dl":
-                    entry, facts = _submit_stream(box, scene, priority, again=not unless_delivered)
+                    entry, facts = _submit_stream(box, scene, priority, again, layers)
                 else:
-                    with _encoded(scene, model, target, threads, outbox) as encoded:
+                    with _encoded(scene, bundle, target, threads, outbox) as encoded:
                         packed, chunks = encoded.manifest_bytes, encoded.chunks()
-                        entry = box.submit(packed, chunks, priority=priority, again=not unless_delivered)
+                        entry = box.submit(packed, chunks, priority=priority, again=again, layers=layers)
                         facts = _facts(encoded, began)
             except (DownlinkError, OSError) as error:
                 if len(scenes) == 1:
@@ -177,13 +191,16 @@ def _progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
         yield advance
 
 
-def _submit_stream(box: Any, path: Path, priority: int, *, again: bool) -> tuple[Entry, dict[str, Any]]:
+def _submit_stream(
+    box: Outbox, path: Path, priority: int, again: bool, layers: int | None
+) -> tuple[Entry, dict[str, Any]]:
     """Queue a stream file as it is."""
     from downlink.stream import StreamReader
 
     with path.open("rb") as file:
         reader = StreamReader(file)
-        entry: Entry = box.submit(reader.manifest_bytes, reader.chunks(), priority=priority, again=again)
+        chunks = reader.chunks()
+        entry = box.submit(reader.manifest_bytes, chunks, priority=priority, again=again, layers=layers)
         return entry, {"raw_bytes": reader.manifest.scene.raw_bytes}
 
 

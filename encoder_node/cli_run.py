@@ -13,10 +13,20 @@ import click
 
 from downlink import __version__
 from downlink.errors import SceneError
-from encoder_node.options import address, outbox_folder, outbox_mb, target_of, target_options, tls_of, tls_options
+from encoder_node.options import (
+    address,
+    layers_option,
+    outbox_folder,
+    outbox_mb,
+    target_of,
+    target_options,
+    tls_of,
+    tls_options,
+)
 
 if TYPE_CHECKING:
     from encoder_node.sender import Sender
+    from encoder_node.watch import Standing
 
 
 @click.command()
@@ -54,6 +64,11 @@ if TYPE_CHECKING:
     "--patience", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, metavar="S",
     help="With --once: give up after so long without progress.",
 )  # fmt: skip
+@layers_option
+@click.option(
+    "--model-key", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Only take model bundles from the ground that this Ed25519 key has signed (PEM, the public half).",
+)  # fmt: skip
 @target_options
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
@@ -61,8 +76,8 @@ if TYPE_CHECKING:
 def run(
     outbox: Path, ground: str, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None,
     outbox_mb: float | None, watch: Path | None, once: bool, rate_kbps: float | None, window_kib: int,
-    contact: tuple[str, ...], contacts: Path | None, patience: float, model: str, threads: int, log_level: str,
-    **_: object,
+    contact: tuple[str, ...], contacts: Path | None, patience: float, layers: int | None, model_key: Path | None,
+    model: str | None, threads: int, log_level: str, **_: object,
 ) -> None:  # fmt: skip
     """Send what the outbox holds, for as long as it takes.
 
@@ -78,9 +93,12 @@ def run(
     encoder-node run --outbox box --ground ground.example:50551 --tls-cert node.pem --tls-key node.key --tls-ca ca.pem
     """
     from encoder_node.log import log_to_stderr
+    from encoder_node.models import Models
     from encoder_node.outbox import Outbox
     from encoder_node.schedule import Contacts
     from encoder_node.sender import Options
+    from encoder_node.signature import Key
+    from encoder_node.watch import Standing
 
     log_to_stderr(log_level)
     target = target_of()
@@ -93,22 +111,29 @@ def run(
         contacts=Contacts(contact, contacts),
         software=f"encoder-node {__version__}",
     )
-    again = [option(name, value) for name, value in target.settings.items()]
-    again += [f"--model={model}", f"--threads={threads}"]
-    again += [] if outbox_mb is None else [f"--outbox-mb={outbox_mb:g}"]
+    fixed = "" if model is None else f"this node's operator has chosen its model: --model {model}"
+    standing = Standing(
+        always=[f"--threads={threads}", f"--weights={target.weights}"]
+        + ([] if model is None else [f"--model={model}"])
+        + ([] if outbox_mb is None else [f"--outbox-mb={outbox_mb:g}"]),
+        target=[typed(name, value) for name, value in target.settings.items() if name != "weights"],
+        layers=[] if layers is None else [f"--layers={layers}"],
+    )
+    key = None if model_key is None else Key(model_key)
     with Outbox(outbox, create=True, reserve=True) as box, _alone(outbox):
         from encoder_node.sender import Sender
 
-        asyncio.run(_run(lambda: Sender(box, options), watch, again, once))
+        models = Models(outbox, key, fixed)
+        asyncio.run(_run(lambda: Sender(box, options, models), watch, standing, once))
 
 
-def option(name: str, value: str | float) -> str:
+def typed(name: str, value: str | float) -> str:
     """A target as it is typed; whole numbers without a point, as `--max-error` wants them."""
-    whole = isinstance(value, float) and value.is_integer()
-    return f"--{name.replace('_', '-').removesuffix('-db')}={int(value) if whole else value}"
+    option = {"psnr_db": "psnr", "stream_bytes": "bytes"}.get(name, name.replace("_", "-"))
+    return f"--{option}={int(value) if isinstance(value, float) and value.is_integer() else value}"
 
 
-async def _run(make: Callable[[], Sender], folder: Path | None, options: list[str], once: bool) -> None:
+async def _run(make: Callable[[], Sender], folder: Path | None, standing: Standing, once: bool) -> None:
     from encoder_node.log import log
     from encoder_node.watch import Watch
 
@@ -116,7 +141,7 @@ async def _run(make: Callable[[], Sender], folder: Path | None, options: list[st
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, sender.stop)
-    watch = Watch(folder, sender, options) if folder else None
+    watch = Watch(folder, sender, standing) if folder else None
     facts = {"ground": sender.options.ground, "tls": sender.options.tls is not None}
     log.info("started", extra={**facts, "outbox": str(sender.outbox.folder)})
     if once:

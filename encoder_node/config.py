@@ -44,6 +44,8 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     contact: list[str] | None = None
     contacts: str | None = None
     model: str | None = None
+    model_key: str | None = None
+    layers: Annotated[int, Meta(ge=1, le=64)] | None = None
     quality: float | None = None
     bits_per_sample: float | None = None
     psnr: float | None = None

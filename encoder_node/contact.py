@@ -13,13 +13,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from downlink.action import Close, Delivered, EdgeAction, Kept, Outgoing, Paused, Refused, Send
+from downlink.action import Asked, Close, Delivered, EdgeAction, Kept, Outgoing, Paused, Refused, Send
 from downlink.errors import Corrupt, LinkError
-from downlink.frame import Chunks, EdgeFrame, GroundFrame, Resend
+from downlink.frame import Answer, Ask, BundlePart, Chunks, EdgeFrame, GroundFrame, Resend, Verdict
 from downlink.manifest import scene_id as id_of
+from downlink.request import Install, Rollback, scene_of, unpack
 from downlink.session import EdgeSession
 from encoder_node.log import log
+from encoder_node.models import Models
 from encoder_node.outbox import Outbox
 
 POLL_S = 0.5  # how often the outbox is asked for news from other processes
@@ -29,7 +32,7 @@ CANDIDATES = 4  # scenes that are looked at in advance; a large one has a list o
 
 class Contact:
     """A stream's worth of sending. `wall` is the clock of the outbox's times to come back. `ends_at` is when the ground
-    is out of sight, on the clock of the calls."""
+    is out of sight, on the clock of the calls. Without `models`, none is installed."""
 
     def __init__(
         self,
@@ -38,8 +41,10 @@ class Contact:
         frame_bytes: int,
         wall: Callable[[], float] = time.time,
         ends_at: float | None = None,
+        models: Models | None = None,
     ) -> None:
         self.session = session
+        self.models = models
         self._ends_at = ends_at
         self.progress_at: float | None = None  # when the ground last had something new
         self._outbox = outbox
@@ -52,8 +57,9 @@ class Contact:
 
     @property
     def idle(self) -> bool:
-        """Is there nothing to send, and nothing to hear about?"""
-        return not self.session.known and not self._said
+        """Is there nothing to send, nothing to hear about, and no bundle to be tested?"""
+        testing = self.models is not None and self.models.to_test() is not None
+        return not self.session.known and not self._said and not testing
 
     def over(self, now: float) -> bool:
         """Is it time to stop, so that what is under way is acknowledged while the ground is in sight?"""
@@ -97,6 +103,70 @@ class Contact:
     def tick(self, now: float) -> None:
         """Time has passed."""
         self._do(self.session.tick(now), now)
+
+    def tested(self, reason: str) -> None:
+        """The bundle that `models` has to test works here, or this is wrong with it."""
+        if self.models is not None:
+            self._answer(self._changing(partial(self.models.tested, reason)))
+
+    def _asked(self, frame: Ask | BundlePart, now: float) -> None:
+        """Carry out what the ground asks for, once."""
+        if isinstance(frame, BundlePart):
+            self._answer(self._taking(frame.ask_id, lambda models: models.part(frame)))
+            return
+        try:
+            request = unpack(frame.request)
+        except LinkError:
+            request = None  # the outbox says why
+        if not isinstance(request, Install | Rollback):
+            answer = self._outbox.answer(frame)
+            if request is not None and answer.verdict is Verdict.DONE and (scene_id := scene_of(request)) is not None:
+                self._changed(scene_id, now)
+            self._answer(answer, recorded=True)
+        elif (before := self._outbox.answered(frame.ask_id)) is not None:
+            self._answer(before, recorded=True)
+        elif self.models is None:
+            self._answer(Answer(frame.ask_id, Verdict.REFUSED, "this node installs no bundles"))
+        elif isinstance(request, Install):
+            wanted = request
+            self._answer(self._taking(frame.ask_id, lambda models: models.begin(frame.ask_id, wanted)))
+        else:
+            self._answer(self._changing(partial(self.models.rollback, frame.ask_id)))
+
+    def _taking(self, ask_id: str, what: Callable[[Models], EdgeFrame | None]) -> EdgeFrame | None:
+        """Take something of a bundle in: a disk that fails or is full ends the installation, not the stream."""
+        if self.models is None:
+            return None
+        try:
+            return what(self.models)
+        except OSError as error:
+            self.models.give_up()
+            return Answer(ask_id, Verdict.REFUSED, f"this node's disk does not take the bundle: {error.strerror}")
+
+    def _changing(self, what: Callable[[], EdgeFrame | None]) -> EdgeFrame | None:
+        """Make another bundle active. If the disk fails, nobody knows whether it is: the ground asks again."""
+        try:
+            return what()
+        except OSError as error:
+            raise LinkError(f"which bundle is active cannot be written: {error.strerror}") from error
+
+    def _answer(self, said: EdgeFrame | None, recorded: bool = False) -> None:
+        """Say it to the ground; an answer is recorded before."""
+        if said is None:
+            return
+        if isinstance(said, Answer):
+            if not recorded:
+                self._outbox.record(said)
+            facts = {"ask": said.ask_id, "verdict": said.verdict.name.lower(), "reason": said.message}
+            log.info("answered", extra=facts)
+        self._said.append(said)
+
+    def _changed(self, scene_id: str, now: float) -> None:
+        """A scene is to be sent in another way, or not at all: it is taken up anew, as the outbox has it now."""
+        self._do(self.session.withdraw(scene_id, now), now)
+        self._candidates.clear()
+        self._exhausted = False
+        self._look_at = now
 
     def _offer(self, now: float) -> None:
         """Bring up the scenes whose turn it is."""
@@ -145,5 +215,7 @@ class Contact:
                     self._outbox.refused(scene_id, refusal, self._wall())
                     facts = {"scene": scene_id, "code": refusal.code.name.lower(), "reason": refusal.message}
                     log.error("refused", extra={**facts, "retry_s": refusal.retry_after_s})
+                case Asked(asked):
+                    self._asked(asked, now)
                 case Close(_, reason):
                     raise LinkError(reason)

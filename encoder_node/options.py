@@ -17,6 +17,7 @@ import click
 from downlink.errors import DownlinkError
 
 if TYPE_CHECKING:
+    from downlink.request import SetTarget
     from encoder_node.channel import Tls
     from encoder_node.target import Target
 
@@ -82,7 +83,10 @@ def target_options(command: Command) -> Command:
             "--quality", type=float, metavar="Q", help="Quality, 0 to 120: 8 more halve the error. Default 50."
         ),
         click.option(
-            "--model", default=DEFAULT_MODEL, show_default=True, help="A released bundle's name, or a bundle's folder."
+            "--model",
+            metavar="NAME",
+            help="A released bundle's name, or a bundle's folder. Default: the one that the ground has installed in the"
+            f" outbox, else {DEFAULT_MODEL}.",
         ),
     ):
         command = option(command)
@@ -128,14 +132,38 @@ def tls_of(cert: Path | None, key: Path | None, ca: Path | None) -> Tls | None:
     return tls
 
 
-def target_of() -> Target:
-    """What is asked for. A target on the command line replaces one from the configuration file."""
+layers_option = click.option(
+    "--layers", type=click.IntRange(1, 64), metavar="N",
+    help="Send so many layers of each scene, and keep the others until the ground asks for them. Default: all.",
+)  # fmt: skip
+
+
+def model_of(given: str | None, outbox: Path | None = None) -> str:
+    """What `--model` says, else the bundle that the ground has installed, else the released one."""
+    if given is None and outbox is not None:
+        from encoder_node.models import Models
+
+        given = str(active) if (active := Models(outbox).active) else None
+    return given or DEFAULT_MODEL
+
+
+def layers_of(given: int | None, asked: SetTarget) -> int | None:
+    """How many layers are to be sent, None: all. What the ground asks for counts unless it is typed."""
+    source = click.get_current_context().get_parameter_source("layers")
+    return given if source is click.core.ParameterSource.COMMANDLINE else asked.layers or given
+
+
+def target_of(asked: SetTarget | None = None) -> Target:
+    """What is asked for: on the command line, else by the ground, else in the configuration file."""
     from encoder_node.target import Target
 
     ctx = click.get_current_context()
     names = ("quality", "bits_per_sample", "psnr", "stream_bytes", "max_error")
     typed = [name for name in names if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
     given = {name: ctx.params[name] for name in typed or names}
+    if asked is not None and asked.target and not typed:
+        value = int(asked.value) if asked.target in ("stream_bytes", "max_error") else asked.value
+        given = {asked.target.removesuffix("_db"): value}
     return Target(
         quality=given.get("quality"),
         bits_per_sample=given.get("bits_per_sample"),

@@ -13,14 +13,12 @@ Raises `LinkError` when asked to stop with an empty outbox and that cannot be ha
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -28,21 +26,20 @@ import grpc.aio
 
 from downlink import limits
 from downlink.errors import LinkError
-from downlink.framing import edge_message, ground_frame
 from downlink.session import EdgeSession
 from downlink.window import START_BYTES, Window
 from downlink.wire import link_pb2_grpc
+from encoder_node.call import Call, wait
 from encoder_node.channel import Tls, channel
 from encoder_node.config import ConfigError
 from encoder_node.contact import DRAIN_S, POLL_S, Contact
 from encoder_node.log import log
+from encoder_node.models import Models
 from encoder_node.outbox import Outbox, OutboxError
 from encoder_node.pace import Backoff, Bucket
 from encoder_node.schedule import Contacts, Pass
 
 FRAME_BYTES = 256 * 1024  # chunk bytes per frame, when there is no rate limit
-LINGER_S = 10.0  # how long a stream stays open with nothing to send
-GRACE_S = 4.0  # at shutdown, for the frame being written and again for the last acknowledgements
 PATIENCE_S_MAX = 3600.0
 PASS_RETRY_S = 2.0  # at most, between streams while a pass lasts
 LOOK_S = 5.0  # how often the schedule is looked at
@@ -82,8 +79,9 @@ def frame_bytes(rate: float | None) -> int:
 class Sender:
     """Sends an outbox to one ground."""
 
-    def __init__(self, outbox: Outbox, options: Options) -> None:
+    def __init__(self, outbox: Outbox, options: Options, models: Models | None = None) -> None:
         self.outbox = outbox
+        self.models = models
         self.options = options
         self.bucket = Bucket(options.rate, time.monotonic())  # one for all streams: a cut must not refill it
         start = START_BYTES if options.rate is None else max(START_BYTES, int(options.rate * ROUND_TRIP_S))
@@ -113,7 +111,7 @@ class Sender:
             if now_in != seen:
                 backoff.reset()  # what went wrong in the last pass says nothing about this one
                 seen, self.progress_at = now_in, time.monotonic()
-            if await self.disk(lambda: self.outbox.due(1)):
+            if not until_empty or await self.disk(lambda: bool(self.outbox.due(1))):  # the ground may have a request
                 began = time.monotonic()
                 trouble = await self._contact(until_empty, now_in)
                 if trouble and not self.stopping.is_set():
@@ -190,7 +188,7 @@ class Sender:
         ]
         patience_s = max(self._patience_s, 4 * chunk_s)
         session = EdgeSession(options.software, window=self.window, patience_s=patience_s)
-        contact = Contact(self.outbox, session, frame_bytes(rate), ends_at=ends_at)
+        contact = Contact(self.outbox, session, frame_bytes(rate), ends_at=ends_at, models=self.models)
         stub: Any = link_pb2_grpc.LinkServiceStub
         try:
             connection = channel(options.ground, settings, options.tls)
@@ -198,7 +196,7 @@ class Sender:
             return str(error)
         async with connection:
             try:
-                await _Stream(stub(connection).Deliver(), contact, self, ends_at).run(until_empty)
+                await Call(stub(connection).Deliver(), contact, self, ends_at).run(until_empty)
             except grpc.aio.AioRpcError as error:
                 trouble = f"{error.code().name}: {error.details()}"
                 # Not at once: a flipped bit in what we have said looks like that too.
@@ -228,100 +226,5 @@ class Sender:
         await wait(self.stopping, seconds)
 
 
-async def wait(event: asyncio.Event, seconds: float) -> None:
-    """Until `event`, but not longer. Not by asyncio.wait_for: before Python 3.12 that may swallow a cancellation which
-    comes together with the event, and whoever has cancelled waits for ever."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-
-
 def _shown(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-class _Stream:
-    """A contact's gRPC stream: a talker, a listener and a watchdog."""
-
-    def __init__(self, call: Any, contact: Contact, sender: Sender, ends_at: float | None) -> None:
-        self._ends_at = ends_at
-        self._call = call
-        self._contact = contact
-        self._sender = sender
-        self._news = asyncio.Event()  # the ground has said something, or we are to stop
-
-    async def run(self, until_empty: bool) -> None:
-        """Until there is nothing to send, or `stop`. Raises AioRpcError or LinkError when the stream ends otherwise."""
-        talker = asyncio.create_task(self._talk(until_empty))
-        listener = asyncio.create_task(self._listen())
-        watchdog = asyncio.create_task(self._watch())
-        stopping = asyncio.create_task(self._sender.stopping.wait())
-        try:
-            all_tasks = {talker, listener, watchdog, stopping}
-            await asyncio.wait(all_tasks, timeout=self._left_s(math.inf), return_when=asyncio.FIRST_COMPLETED)
-            if stopping.done():
-                self._news.set()
-                await asyncio.wait({talker, listener}, timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
-            if talker.done() and not talker.exception() and not listener.done():
-                await self._call.done_writing()
-                grace_s = self._left_s(GRACE_S)
-                await asyncio.wait({listener, watchdog}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-            elif talker.done() and talker.exception():
-                await asyncio.wait({listener}, timeout=1.0)  # it knows better why writing has failed
-            for task in (listener, watchdog, talker):
-                if task.done():
-                    task.result()  # raises what ended it
-            if listener.done() and not talker.done():
-                raise LinkError("the ground has ended the stream early")
-        finally:
-            self._call.cancel()
-            stopping.cancel()
-            for task in (talker, listener, watchdog):
-                task.cancel()
-            await asyncio.gather(talker, listener, watchdog, stopping, return_exceptions=True)
-
-    def _left_s(self, most_s: float) -> float | None:
-        """Seconds until the ground is out of sight; None: no bound."""
-        left_s = most_s if self._ends_at is None else max(0.1, self._ends_at - time.monotonic())
-        return None if left_s == math.inf else left_s
-
-    async def _talk(self, until_empty: bool) -> None:
-        contact, sender = self._contact, self._sender
-        await sender.disk(lambda: contact.start(time.monotonic()))
-        idle_since = time.monotonic()
-        while not sender.stopping.is_set():
-            now = time.monotonic()
-            if contact.over(now):
-                log.info("end of contact", extra={"unacknowledged": contact.session.unacked})
-                return
-            if delay := sender.bucket.delay(now):
-                await sender.pause(min(delay, POLL_S))
-                continue
-            self._news.clear()
-            frame = await sender.disk(lambda: contact.next(time.monotonic()))
-            if frame is not None:
-                message = edge_message(frame)
-                sender.bucket.spend(message.ByteSize())
-                await self._call.write(message)
-            if frame is not None or not contact.idle:
-                idle_since = now
-            elif until_empty or now - idle_since > LINGER_S:
-                return
-            if frame is None:
-                await wait(self._news, POLL_S)
-
-    async def _listen(self) -> None:
-        contact, sender = self._contact, self._sender
-        while (message := await self._call.read()) is not grpc.aio.EOF:
-            if message is None:  # gRPC's word for bytes that are no message
-                raise LinkError("the ground's last message cannot be read: it was damaged on its way")
-            frame = ground_frame(message)
-            if frame is not None:
-                await sender.disk(partial(contact.hear, frame, time.monotonic()))
-                sender.progress_at = max(sender.progress_at, contact.progress_at or 0.0)
-                self._news.set()
-
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(1.0)
-            await self._sender.disk(lambda: self._contact.tick(time.monotonic()))

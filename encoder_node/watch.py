@@ -16,6 +16,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -94,17 +95,27 @@ class Settling:
         return [path for path, (_, since) in self._since.items() if now - since >= self._settle_s]
 
 
-class Watch:
-    """Submits the scenes of a folder to the sender's outbox; `options` are those of `encoder-node submit`."""
+@dataclass(frozen=True)
+class Standing:
+    """Options of `encoder-node submit` for all scenes: those for `always`, and those for when the ground has not asked
+    for another `target`, or number of `layers`."""
 
-    def __init__(self, folder: Path, sender: Sender, options: Sequence[str], settle_s: float = SETTLE_S) -> None:
+    always: Sequence[str] = ()
+    target: Sequence[str] = ()
+    layers: Sequence[str] = ()
+
+
+class Watch:
+    """Submits the scenes of a folder to the sender's outbox."""
+
+    def __init__(self, folder: Path, sender: Sender, standing: Standing, settle_s: float = SETTLE_S) -> None:
         if not folder.is_dir():
             raise SceneError(f"{folder} is not a folder; --watch needs one that exists")
         if not utf8(folder):
             raise SceneError(f"{shown(folder)}: its name is not UTF-8; --watch needs one that is")
         self._folder = folder
         self._sender = sender
-        self._options = [*options]
+        self._standing = standing
         self._settling = Settling(settle_s)
         self._said: dict[Path, str] = {}
         self._full_until = 0.0
@@ -153,13 +164,17 @@ class Watch:
             log.error("cannot submit", extra={"path": shown(path), "reason": reason})
 
     async def _submit(self, path: Path, signature: str) -> None:
+        asked = await self._sender.disk(self._sender.outbox.target)
+        standing = self._standing
+        options = [*standing.always, *(() if asked.target else standing.target)]
+        options += () if asked.layers else standing.layers
         command = [
             sys.executable,
             "-m",
             "encoder_node",
             "submit",
             "--unless-delivered",  # a file that was only touched is not a wish
-            *self._options,
+            *options,
             "--outbox",
             str(self._sender.outbox.folder),
         ]

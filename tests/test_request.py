@@ -252,5 +252,6 @@ def test_a_part_for_nobody_is_not_sent() -> None:
     asking.found([ask(1, 100)], 0.0)
     part = BundlePart(ask(1).ask.ask_id, 0, b"x")
     assert asking.part(part.ask_id, 0, b"x") == [Send(part)]
-    asking.answered(Answer(part.ask_id, Verdict.REFUSED, ""), 0.0)
+    assert asking.part(part.ask_id, 9, None) == []  # withdrawn
     assert asking.part(part.ask_id, 0, b"x") == []
+    assert parts(asking.progress(Progress(part.ask_id, 0), 0.0)) == []

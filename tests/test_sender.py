@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from encoder_node.call import wait
 from encoder_node.log import JsonLines
 from encoder_node.pace import BURST_S, Backoff, Bucket
-from encoder_node.sender import FRAME_BYTES, frame_bytes, wait
+from encoder_node.sender import FRAME_BYTES, frame_bytes
 from encoder_node.watch import Settling, candidates
 
 

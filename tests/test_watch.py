@@ -13,7 +13,7 @@ import pytest
 from encoder_node import watch
 from encoder_node.outbox import Outbox
 from encoder_node.sender import Options, Sender
-from encoder_node.watch import Watch, candidates
+from encoder_node.watch import Standing, Watch, candidates
 
 
 def put_strange(folder: Path) -> Path:
@@ -41,7 +41,7 @@ def test_they_are_said_once_and_watching_goes_on(tmp_path: Path, monkeypatch: py
     async def look() -> tuple[list[str], list[str]]:
         with Outbox(tmp_path / "box", create=True) as box:
             sender = Sender(box, Options("127.0.0.1:1"))
-            watched = Watch(incoming, sender, [])
+            watched = Watch(incoming, sender, Standing())
             running = asyncio.create_task(watched.run())
             await asyncio.sleep(0.3)
             before = list(watched.failed)
@@ -69,7 +69,7 @@ def test_an_encoder_that_cannot_be_started_is_said(tmp_path: Path, monkeypatch: 
 
     async def look() -> list[str]:
         with Outbox(tmp_path / "box", create=True) as box:
-            watched = Watch(tmp_path, Sender(box, Options("127.0.0.1:1")), [], settle_s=0)
+            watched = Watch(tmp_path, Sender(box, Options("127.0.0.1:1")), Standing(), settle_s=0)
             await watched._look()
             await watched._look()
             assert box.seen(str(tmp_path / "a.npy")) is None  # tried again

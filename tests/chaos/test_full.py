@@ -24,7 +24,7 @@ import encoder_node.watch
 from decoder_node.inbox import FREE_BYTES_MIN
 from encoder_node.outbox import Outbox, OutboxFull
 from encoder_node.sender import Options, Sender
-from encoder_node.watch import Watch
+from encoder_node.watch import Standing, Watch
 from tests.chaos.rig import check_archived, committed, intact, long_only, submit, wait_committed, wait_delivered
 from tests.nodes import Node, run, send, serve
 from tests.streams import Stream, stream
@@ -218,7 +218,7 @@ def test_a_watched_scene_that_finds_no_room_is_reported_and_taken_later(
     async def main() -> list[str]:
         with Outbox(tmp_path / "outbox") as box:
             sender = Sender(box, Options(ground="127.0.0.1:1"))
-            watch = Watch(folder, sender, [f"--outbox-mb={len(made[0].file) / 1e6}"], settle_s=0.1)
+            watch = Watch(folder, sender, Standing([f"--outbox-mb={len(made[0].file) / 1e6}"]), settle_s=0.1)
             watching = asyncio.create_task(watch.run())
             async with asyncio.timeout(20):
                 while not watch.failed:
