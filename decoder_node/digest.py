@@ -62,18 +62,24 @@ def tile_symbols(manifest: Manifest, chunk: Chunk, decoder: PlaneDecoder, number
         yield received
 
 
-def grid_digests(manifest: Manifest, chunk: Chunk, decoder: PlaneDecoder) -> list[dict[str, Any]]:
-    """Per grid: `grid`, `method`, `hashed` ("symbols" or "pixels"), how many (`count`) and their `sha256`."""
-    if decoder.bundle.id != manifest.bundle:
+def grid_digests(manifest: Manifest, chunk: Chunk, decoder: PlaneDecoder | None) -> list[dict[str, Any]]:
+    """Per grid: `grid`, `method`, `hashed` ("symbols" or "pixels"), how many (`count`) and their `sha256`.
+
+    `decoder` may be None where no grid is coded by `planes`.
+    """
+    if not manifest.exact and (decoder is None or decoder.bundle.id != manifest.bundle):
+        other = "none" if decoder is None else f"{decoder.bundle.name} {decoder.bundle.id.hex()[:16]}…"
         raise BundleError(
             f"scene was coded with bundle {manifest.bundle_name} {manifest.bundle.hex()[:16]}…, this decoder is "
-            f"{decoder.bundle.name} {decoder.bundle.id.hex()[:16]}…; give the decoder that bundle"
+            f"{other}; give the decoder that bundle"
         )
     found = []
     for grid, coding in enumerate(manifest.codings):
         digest, count = hashlib.sha256(), 0
-        by_symbols = coding.method == "planes"
-        arrays = _symbols(manifest, chunk, decoder, grid) if by_symbols else _pixels(manifest, chunk, decoder, grid)
+        if by_symbols := coding.method == "planes" and decoder is not None:
+            arrays = _symbols(manifest, chunk, decoder, grid)
+        else:
+            arrays = _pixels(manifest, chunk, decoder, grid)
         for array in arrays:
             digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
             count += array.size
@@ -91,7 +97,9 @@ def _symbols(manifest: Manifest, chunk: Chunk, decoder: PlaneDecoder, grid: int)
         yield tile.symbols.latent
 
 
-def _pixels(manifest: Manifest, chunk: Chunk, decoder: PlaneDecoder, grid: int) -> Iterator[np.ndarray[Any, Any]]:
+def _pixels(
+    manifest: Manifest, chunk: Chunk, decoder: PlaneDecoder | None, grid: int
+) -> Iterator[np.ndarray[Any, Any]]:
     return (row.pixels for row in decode_rows(manifest, chunk, decoder) if row.grid == grid)
 
 
@@ -111,13 +119,15 @@ def main(stream: Path, models: tuple[Path, ...], threads: int) -> None:
     try:
         with stream.open("rb") as file:
             reader = StreamReader(file)
-            decoder = PlaneDecoder(find_id(reader.manifest.bundle, models, "decoder.onnx"), threads)
-            grids = grid_digests(reader.manifest, reader.chunk, decoder)
+            manifest, decoder = reader.manifest, None
+            if not manifest.exact:
+                decoder = PlaneDecoder(find_id(manifest.bundle, models, "decoder.onnx"), threads)
+            grids = grid_digests(manifest, reader.chunk, decoder)
     except DownlinkError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"{stream}: {error.strerror or error}") from error
-    bundle = {"name": decoder.bundle.name, "id": decoder.bundle.id.hex()}
+    bundle = {"name": manifest.bundle_name, "id": manifest.bundle.hex()}
     versions = {name: getattr(sys.modules[name], "__version__", "") for name in ("numpy", "onnxruntime")}
     where = {"machine": platform.machine(), "python": platform.python_version(), **versions}
     click.echo(json.dumps({"scene_id": reader.scene_id, "bundle": bundle, "grids": grids, "on": where}))
