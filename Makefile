@@ -55,7 +55,7 @@ clean:           ## removes .venv and what demo and bench wrote
 	$(PYTHON) -m venv .venv
 
 # Stamp files: what is installed is installed again only when the list of dependencies has changed.
-.venv/installed-%: pyproject.toml constraints.txt | .venv/bin/python
+.venv/installed-%: pyproject.toml constraints.txt hatch_build.py $(wildcard downlink/native/*) | .venv/bin/python
 	$(PIP) --editable '.[$*]'
 	@touch $@
 

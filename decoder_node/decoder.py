@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from downlink import dct, selftest
 from downlink import mask as masks
+from downlink.accelerator import accelerator_of
 from downlink.bundle import Bundle
 from downlink.chunk import ChunkKey, GridCoding, Kind, Layout
 from downlink.errors import Malformed, Unsupported
@@ -57,7 +58,8 @@ class PlaneDecoder:
 
         self._synthesis = session("decoder.onnx")
         self._sessions = {name: session(name) for name in (FEATURES, *GRAPHS)}
-        self.prior = Prior(lambda name, inputs: self._sessions[name].run(None, inputs))
+        native = accelerator_of(bundle.file, self.spec, self.tables)
+        self.prior = Prior(lambda name, inputs: self._sessions[name].run(None, inputs), native)
         selftest.check(self.spec, self.tables, self.prior, bundle.file("selftest.json"), bundle.name)
 
     def synthesise(self, values: Values, levels: NDArray[np.uint8]) -> Values:

@@ -122,8 +122,8 @@ def _root_basis() -> Floats:
 
 
 @cache
-def _root_integers() -> NDArray[np.float64]:
-    """Columns that undo it, in units of 2^-10: small integers, carried in float64."""
+def root_integers() -> NDArray[np.float64]:
+    """Columns that undo the root transform (blocks, channels), in units of 2^-10: small integers in float64."""
     return np.rint(_root_basis().T.astype(np.float64) * (1 << _ROOT_SHIFT))
 
 
@@ -154,6 +154,6 @@ def root_means(symbols: NDArray[np.int32]) -> NDArray[np.int32]:
     Sums of 16 products below 2^33 are exact in float64, in any order.
     """
     count, _, high, wide = symbols.shape
-    flat = _root_integers() @ symbols.reshape(count, ROOT_CHANNELS, high * wide).astype(np.float64)
+    flat = root_integers() @ symbols.reshape(count, ROOT_CHANNELS, high * wide).astype(np.float64)
     eighths = np.floor(flat / (1 << _ROOT_SHIFT - 3))
     return np.asarray(_unblocked(eighths, high, wide)).astype(np.int32)

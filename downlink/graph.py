@@ -50,7 +50,7 @@ def _check(message: memoryview, kind: str, what: str, depth: int) -> set[str]:
     if depth > 3 * DEPTH_MAX:
         raise BundleError(f"{what}: messages nested deeper than {3 * DEPTH_MAX}; this is no model of ours")
     inside, found = _FIELDS[kind], set()
-    for number, value in _fields(message, what):
+    for number, value in fields(message, what):
         if kind == "tensor" and (number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_DATA_LOCATION and value != 0)):
             raise BundleError(f"{what}: a tensor's data lie in another file; export the bundle with all weights inside")
         if not isinstance(value, memoryview):
@@ -69,7 +69,7 @@ def _text(value: memoryview) -> str:
     return bytes(value[:80]).decode(errors="replace")
 
 
-def _fields(message: memoryview, what: str) -> Iterator[tuple[int, int | memoryview]]:
+def fields(message: memoryview, what: str) -> Iterator[tuple[int, int | memoryview]]:
     """(field number, varint or bytes) of a protobuf message; fields of fixed size as 0."""
     at = 0
     while at < len(message):

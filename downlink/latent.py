@@ -246,5 +246,22 @@ class _Reception:
 
 def decode_tiles(tiles: list[ReceivedTile], prior: Prior) -> None:
     """Decode the chunks of tiles of one size and one code together: many at once are faster."""
-    if tiles:
-        _Reception(tiles, prior)
+    left = [tile for tile in tiles if not _decode_natively(tile, prior)]
+    if left:
+        _Reception(left, prior)
+
+
+def _decode_natively(tile: ReceivedTile, prior: Prior) -> bool:
+    """Whether the tile is decoded. What is refused here is left to numpy, which says why."""
+    code, native = tile.code, prior.native
+    if native is None or native.tables is not code.tables or not native.takes(code, *tile.value.shape[-2:]):
+        return False
+    chunks = [tile.chunks.get((group, block)) for group in range(GROUPS) for block in range(code.blocks)]
+    stopped = native.decode(code, chunks, tile.hyper, tile.root_value, tile.value)
+    if stopped is None:
+        for array in (tile.hyper, tile.root_value, tile.value):
+            array[...] = 0
+        return False
+    tile.stopped = None if stopped < 0 else divmod(stopped, code.blocks)
+    tile.value[:, 0] = root_inverse(tile.root_value)
+    return True

@@ -14,13 +14,16 @@ planes of any tiles of one size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from downlink.context import around, compand, near, phases, smooth
 from downlink.dct import SUBBANDS
+
+if TYPE_CHECKING:
+    from downlink.accelerator import Accelerator
 
 Symbols = NDArray[np.int32]
 Companded = NDArray[np.int16]
@@ -69,10 +72,11 @@ class Expected(NamedTuple):
 
 
 class Prior:
-    """The networks of one bundle, behind `run`."""
+    """The networks of one bundle, behind `run`; and what walks through whole tiles faster, where there is such a
+    thing."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, native: Accelerator | None = None) -> None:
+        self.run, self.native = run, native
 
     def features(self, hyper: Symbols) -> Features:
         """Of hyper-latents (n, hyper_latents, h/4, w/4)."""

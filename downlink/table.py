@@ -148,8 +148,9 @@ class Tables:
 
     @cached_property
     def entry_bits(self) -> NDArray[np.float32]:
-        """Ideal bits of each flat entry."""
-        return np.asarray(np.log2(TOTAL) - np.log2(np.maximum(self.frequencies, 1).reshape(-1)), np.float32)
+        """Ideal bits of each flat entry, in whole 1/65536: their sums are exact in float64, in any order."""
+        exact = np.log2(TOTAL) - np.log2(np.maximum(self.frequencies, 1).reshape(-1))
+        return np.asarray(np.rint(exact * 65536) / 65536, np.float32)
 
     def check(self, index: NDArray[np.uint8], mean: NDArray[np.int32] | None) -> None:
         """Refuse contexts that cannot be: BundleError for a scale index without tables, TooLarge for a mean out of

@@ -16,6 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from downlink import dct, selftest
+from downlink.accelerator import accelerator_of
 from downlink.bundle import Bundle
 from downlink.context import LEVEL_ZERO, LEVELS_PER_OCTAVE
 from downlink.errors import BundleError
@@ -23,7 +24,7 @@ from downlink.latent import TileCode, TileSymbols
 from downlink.prior import FEATURES, GRAPHS, Prior
 from downlink.spec import plane_spec
 from downlink.table import Tables
-from encoder_node.refine import Decision, Effort
+from encoder_node.refine import Decided, Effort, decide
 
 PLANES_AT_ONCE = 16
 """Planes of a tile that pass the network together: bounds memory for hundreds of bands at no loss of speed."""
@@ -80,7 +81,7 @@ class PlaneEncoder:
             raise BundleError(
                 f"bundle {bundle.name}: {HYPER} takes {', '.join(taken)}, this program gives it known; export it again"
             )
-        self.prior = Prior(self._run)
+        self.prior = Prior(self._run, accelerator_of(bundle.file, self.spec, self.tables))
         selftest.check(self.spec, self.tables, self.prior, bundle.file("selftest.json"), bundle.name)
 
     def _run(self, name: str, inputs: dict[str, Floats]) -> list[Any]:
@@ -94,7 +95,7 @@ class PlaneEncoder:
 
     def decide(
         self, planes: Floats, code: TileCode, cores: Sequence[tuple[int, int]], measures: bool = True
-    ) -> Decision:
+    ) -> Decided:
         """Coefficients (tiles, planes, 64, h, w) in steps -> what is sent of tiles of one size, and, if it `measures`,
         the error that makes. Changes `planes`.
 
@@ -111,7 +112,7 @@ class PlaneEncoder:
         whole = np.rint(np.stack(hypers)).astype(np.int32)
         root = dct.root_forward(planes[:, :, 0].reshape(tiles * count, height, width))
         root = root.reshape(tiles, count, *root.shape[1:])
-        return Decision(root, planes, whole, code, self.prior, self.effort, measures)
+        return decide(root, planes, whole, code, self.prior, self.effort, measures)
 
     def analyse(self, planes: Floats, code: TileCode, core: tuple[int, int]) -> Analysed:
         """`decide` for one tile: its symbols, from coefficients (planes, 64, h, w) in steps."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from downlink import limits
+from downlink.accelerator import Sent
 from downlink.chunk import ChunkKey, GridCoding, Kind
 from downlink.context import LEVEL_ZERO, LEVELS_PER_OCTAVE
 from downlink.dct import BLOCK, CHANNELS, subband
@@ -28,7 +29,7 @@ from downlink.symbol import SymbolEncoder, finish_together
 from encoder_node.encoder import PlaneEncoder
 from encoder_node.exact import encode_exact
 from encoder_node.mask_spool import MaskSpool
-from encoder_node.refine import Decision
+from encoder_node.refine import Decided
 from encoder_node.source import Source
 from encoder_node.spool import EncodedScene, Spool
 from encoder_node.target import Estimate, Target, rate_slope, search_step, secant, step_of_quality
@@ -83,7 +84,7 @@ class _LatticeEncoder:
 
     def _decide(
         self, tiles: Sequence[TilePixels], front_end: FrontEnd, code: TileCode, step: float, measures: bool
-    ) -> Decision:
+    ) -> Decided:
         """Symbols of tiles of one coded size."""
         mean = front_end.mean.astype(np.float32)
         height, width = (side // BLOCK for side in tiles[0].tile.coded)
@@ -148,18 +149,18 @@ class _LatticeEncoder:
         code = self._code(front_end, block)
         spool.put(ChunkKey(Kind.SIDE, grid=grid), front_end.pack())
         masks = MaskSpool(grid, len(self.reader.grid.bands), self.reader.tiles, spool)
-        waiting: dict[ChunkKey, SymbolEncoder] = {}
+        waiting: dict[ChunkKey, SymbolEncoder | Sent] = {}
         for row in range(self.reader.tiles.rows):
             for tiles in self._together(self.reader.row(row), front_end.planes):
                 for tile in tiles:
                     masks.put(tile.number, tile.nodata())
                 decided = self._decide(tiles, front_end, code, step, False)
-                for tile, encoders in zip(tiles, decided.encoders, strict=True):
+                for tile, chunks in zip(tiles, decided.chunks, strict=True):
                     waiting |= {
-                        ChunkKey(Kind.LATENT, grid, tile.number, group, number): encoder
-                        for (group, number), encoder in encoders.items()
+                        ChunkKey(Kind.LATENT, grid, tile.number, group, number): chunk
+                        for (group, number), chunk in chunks.items()
                     }
-                if sum(encoder.coded for encoder in waiting.values()) > SYMBOLS_AT_ONCE:
+                if sum(chunk.coded for chunk in waiting.values()) > SYMBOLS_AT_ONCE:
                     _put_chunks(waiting, spool)
                 for _ in tiles:
                     progress()
@@ -178,10 +179,11 @@ class _LatticeEncoder:
         yield batch
 
 
-def _put_chunks(waiting: dict[ChunkKey, SymbolEncoder], spool: Spool) -> None:
+def _put_chunks(waiting: dict[ChunkKey, SymbolEncoder | Sent], spool: Spool) -> None:
     """Make the payloads of many chunks, which is faster at once."""
-    payloads = finish_together(list(waiting.values()))
-    for key, payload in zip(waiting, payloads, strict=True):
+    finished = iter(finish_together([chunk for chunk in waiting.values() if isinstance(chunk, SymbolEncoder)]))
+    for key, chunk in waiting.items():
+        payload = next(finished) if isinstance(chunk, SymbolEncoder) else chunk.payload
         if len(payload) > limits.CHUNK_BYTES_MAX:
             raise _ChunkTooLarge
         spool.put(key, payload)

@@ -8,12 +8,14 @@ it adds. So one pass over the prior decides and codes. The bits are those of the
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from downlink.accelerator import Accelerator, Sent
 from downlink.dct import CHANNELS, ROOT_CHANNELS, subband
 from downlink.latent import TileCode, TileSymbols
 from downlink.lookup import COLUMNS, REACH, Lookup
@@ -31,6 +33,45 @@ DEAD_ZONE = 0.6
 Floats = NDArray[np.float32]
 Integers = NDArray[Any]
 """Symbols: int8 where they all fit, else int32."""
+
+
+class Decided(Protocol):
+    """What an encoder has decided on tiles of one size. `errors` holds, if it was measured, the squared rounding error
+    of each tile's symbols, in steps squared."""
+
+    errors: NDArray[np.float64]
+
+    @property
+    def chunks(self) -> Sequence[Mapping[tuple[int, int], SymbolEncoder | Sent]]:
+        """Of each tile, what makes its chunks, or the finished ones, by (group, block)."""
+
+    def bits(self, tile: int) -> float:
+        """Estimated bits of a tile's chunks, without the few bytes that each costs by itself."""
+
+    def symbols(self, tile: int) -> TileSymbols:
+        """What was decided for a tile."""
+
+
+def decide(
+    root: Floats,
+    latent: Floats,
+    hyper: Symbols,
+    code: TileCode,
+    prior: Prior,
+    effort: Effort = "best",
+    measures: bool = True,
+) -> Decided:
+    """Decide on tiles, natively where that can be: see `Decision`."""
+    native = prior.native
+    if native is not None and native.tables is code.tables and native.takes(code, *latent.shape[-2:]):
+        return NativeDecision(root, latent, hyper, code, native, effort, measures)
+    return Decision(root, latent, hyper, code, prior, effort, measures)
+
+
+def _steering(code: TileCode, effort: Effort) -> tuple[float, float]:
+    """Price of a bit and dead zone."""
+    price = code.spec.bit_price
+    return price if effort == "best" else 0.0, DEAD_ZONE if price and effort == "fast" else 0.0
 
 
 class Decision:
@@ -53,10 +94,8 @@ class Decision:
     ) -> None:
         self._root, self._latent, self._hyper, self._code = root, latent, hyper, code
         self._lookup: Lookup = lookup_of(code.tables)
-        price = code.spec.bit_price
-        self._price = np.float32(price if effort == "best" else 0.0)
-        self._dead_zone = np.float32(DEAD_ZONE if price and effort == "fast" else 0.0)
-        self._bounds = _bounds(self._lookup, price)
+        self._price, self._dead_zone = map(np.float32, _steering(code, effort))
+        self._bounds = _bounds(self._lookup, code.spec.bit_price)
         self._measures = measures
         self._walk = Walk(code, prior, len(latent), *latent.shape[-2:])
         self._found: dict[tuple[int, int, int], Integers] = {}
@@ -123,7 +162,7 @@ class Decision:
             centre, costs = mean.reshape(-1).take(at), self._lookup.costs.reshape(-1)
             saved = costs.take(self._lookup.keys(value, scale, centre))
             saved -= costs.take(self._lookup.keys(value - np.sign(value), scale, centre))
-            bound = np.abs(value) + (saved * self._price - 1) / 2
+            bound = np.abs(value).astype(np.float32) + (saved * self._price - 1) / 2
         lower = there < bound
         flat[at] = value - np.sign(value) * lower.view(np.int8)
 
@@ -136,6 +175,11 @@ class Decision:
             return values, scales, None if mean is None else order.stream(phase, mean).reshape(tiles, -1)
 
         add_codes_together(self._open, codes, segments)
+
+    @property
+    def chunks(self) -> list[dict[tuple[int, int], SymbolEncoder]]:
+        """What makes the chunks of each tile."""
+        return self.encoders
 
     def bits(self, tile: int) -> float:
         """Estimated bits of a tile's chunks, without the few bytes that each costs by itself."""
@@ -151,6 +195,54 @@ class Decision:
         return TileSymbols(root, latent, self._hyper[tile])
 
 
+class NativeDecision:
+    """As `Decision`, by the native loops: the chunks are there at once."""
+
+    def __init__(
+        self,
+        root: Floats,
+        latent: Floats,
+        hyper: Symbols,
+        code: TileCode,
+        native: Accelerator,
+        effort: Effort = "best",
+        measures: bool = True,
+    ) -> None:
+        self._given = root, latent, hyper
+        self._code, self._native, self._effort = code, native, effort
+        self.chunks: list[dict[tuple[int, int], Sent]] = []
+        self.errors = np.zeros(len(latent))
+        for tile in range(len(latent)):
+            sent, self.errors[tile] = self._encode(tile, measures)
+            keys = [divmod(number, code.blocks) for number in range(len(sent))]
+            self.chunks.append(
+                {
+                    (group, block): chunk
+                    for (group, block), chunk in zip(keys, sent, strict=True)
+                    if group == 0 or code.block_planes(block, group)
+                }
+            )
+
+    def _encode(
+        self, tile: int, measures: bool, symbols: tuple[Symbols, Symbols] | None = None
+    ) -> tuple[list[Sent], float]:
+        bounds = _bounds(lookup_of(self._code.tables), self._code.spec.bit_price)
+        root, latent, hyper = (array[tile] for array in self._given)
+        price, dead_zone = _steering(self._code, self._effort)
+        return self._native.encode(self._code, root, latent, hyper, price, dead_zone, bounds, measures, symbols)
+
+    def bits(self, tile: int) -> float:
+        """Estimated bits of a tile's chunks, without the few bytes that each costs by itself."""
+        return sum(chunk.bits for chunk in self.chunks[tile].values())
+
+    def symbols(self, tile: int) -> TileSymbols:
+        """What was decided for a tile: it is decided once more."""
+        root, latent, hyper = self._given
+        found = np.zeros(root.shape[1:], np.int32), np.zeros(latent.shape[1:], np.int32)
+        self._encode(tile, False, found)
+        return TileSymbols(*found, hyper[tile])
+
+
 @lru_cache(maxsize=8)
 def _bounds(lookup: Lookup, price: float) -> Floats:
     """Magnitude below which a symbol whose mean is zero is better one step closer to zero, by key."""
@@ -162,4 +254,4 @@ def _bounds(lookup: Lookup, price: float) -> Floats:
 def refine(root: Floats, latent: Floats, hyper: Symbols, code: TileCode, prior: Prior) -> TileSymbols:
     """Symbols of one tile for its exact `root` (planes, 16, h/4, w/4) and `latent` (planes, 64, h, w), given its
     hyper-latents."""
-    return Decision(root[None], latent[None], hyper[None], code, prior).symbols(0)
+    return decide(root[None], latent[None], hyper[None], code, prior).symbols(0)

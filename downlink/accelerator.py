@@ -1,0 +1,195 @@
+"""The inner loops of the tile codec in C, where they could be built: the same bytes, sooner.
+
+`downlink._native` (sources in `downlink/native/`) is an optional extension. Everything works without it, in numpy,
+which is the reference; with it, what is between a tile's coefficients and its payloads runs in C. `accelerator_of`
+gives what does that for a bundle, or None: where the extension is not built, where the environment says
+DOWNLINK_NATIVE=0, and where the bundle holds networks or tables of another kind than the loops know.
+
+What streams are refused is the reference's business: `decode` gives None for a stream it cannot take, and the caller
+lets numpy say why.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from downlink.context import COMPAND_TABLE, LEVEL_LIMIT
+from downlink.dct import ROOT, ROOT_CHANNELS, SUBBANDS, root_integers, subband
+from downlink.lookup import Lookup
+from downlink.network import Layers, feature_weights, subband_weights
+from downlink.prior import FEATURES, GRAPHS, Symbols
+from downlink.spec import PlaneSpec
+from downlink.table import Tables
+
+_VERSION: Final = 1
+try:
+    from downlink import _native
+
+    if _native.version() != _VERSION:  # built from other sources
+        _native = None  # type: ignore[assignment]
+except (ImportError, AttributeError):  # not built here
+    _native = None  # type: ignore[assignment]
+
+SWITCH: Final = "DOWNLINK_NATIVE"
+_LATENTS_PER_SIDE: Final = 64
+_PLANES: Final = 1 << 10
+_TURN: Final = 1 << 20
+_TABLES: Final = 1 << 8
+_SCALES: Final = 96
+
+Floats = NDArray[np.float32]
+
+
+def native() -> str | None:
+    """Which inner loops run here: the kind of processor they are made for, or None where numpy does it all."""
+    if _native is None or os.environ.get(SWITCH) == "0":
+        return None
+    return str(_native.level())
+
+
+class Sent(NamedTuple):
+    """A chunk as `Accelerator.encode` makes it: its payload, estimated bits and coded symbols."""
+
+    payload: bytes
+    bits: float
+    coded: int
+
+
+class Code(Protocol):
+    """What the loops take of a `downlink.latent.TileCode`."""
+
+    @property
+    def levels(self) -> NDArray[np.uint8]: ...
+    @property
+    def counts(self) -> tuple[int, ...]: ...
+    @property
+    def turn(self) -> NDArray[np.int64]: ...
+    @property
+    def planes_per_chunk(self) -> int: ...
+
+
+class Accelerator:
+    """The loops of one bundle. Arrays are those of `downlink.latent`, of one tile."""
+
+    def __init__(self, spec: PlaneSpec, tables: Tables, features: Layers, networks: Sequence[Layers]) -> None:
+        lookup = Lookup(tables)
+        self.tables = tables
+        self._hyper = np.ascontiguousarray(spec.hyper_index, np.uint8), spec.hyper_limit
+        entry_bits = np.rint(tables.entry_bits.astype(np.float64) * 65536).astype(np.uint32)
+        self._model: Any = _native.model(
+            (
+                spec.hyper_latents,
+                len(features.first),
+                len(features.second) // spec.hyper**2,
+                tables.scales,
+                len(tables.frequencies),
+                tables.first_shifted,
+            ),
+            *features,
+            tuple((len(one.first), len(one.second), *_order(one)) for one in networks),
+            COMPAND_TABLE.astype(np.uint8),
+            np.ascontiguousarray(root_integers(), np.int16),
+            np.ascontiguousarray(lookup.codes, np.uint16),
+            np.ascontiguousarray(lookup.plain_codes, np.uint16),
+            np.ascontiguousarray(lookup.costs, np.float32),
+            tables.table_of.astype(np.uint16),
+            np.ascontiguousarray(tables.low_of, np.int32),
+            np.ascontiguousarray(tables.escape_of, np.int32),
+            np.ascontiguousarray(tables.shift_of, np.uint8),
+            entry_bits,
+            np.ascontiguousarray(tables.frequencies, np.uint16),
+        )
+
+    def takes(self, code: Code, height: int, width: int) -> bool:
+        """Whether the loops are made for tiles of (height, width) latents in this code."""
+        sides = all(ROOT <= side <= _LATENTS_PER_SIDE and side % ROOT == 0 for side in (height, width))
+        fits = len(code.levels) <= _PLANES and int(np.abs(code.turn).max(initial=0)) <= _TURN
+        return sides and fits and int(code.levels.max(initial=0)) <= LEVEL_LIMIT
+
+    def _code(self, code: Code) -> tuple[Any, ...]:
+        levels = np.ascontiguousarray(code.levels, np.uint8)
+        turn = np.ascontiguousarray(code.turn, np.int64)
+        return levels, code.counts, turn, min(code.planes_per_chunk, _PLANES), *self._hyper
+
+    def encode(
+        self,
+        code: Code,
+        root: Floats,
+        latent: Floats,
+        hyper: Symbols,
+        price: float,
+        dead_zone: float,
+        bounds: Floats,
+        measures: bool,
+        symbols: tuple[Symbols, Symbols] | None = None,
+    ) -> tuple[list[Sent], float]:
+        """Exact values in steps -> chunks by group, then block, and, if it `measures`, the squared error of all
+        symbols. `symbols` are arrays of zeros (root, latent) that take them."""
+        chunks, error = _native.encode(
+            self._model,
+            self._code(code),
+            (len(latent), *latent.shape[-2:]),
+            _whole(root, np.float32),
+            _whole(latent, np.float32),
+            _whole(hyper, np.int32),
+            float(np.float32(price)),
+            float(np.float32(dead_zone)),
+            _whole(bounds, np.float32),
+            measures,
+            *(symbols or (None, None)),
+        )
+        return [Sent(*chunk) for chunk in chunks], float(error)
+
+    def decode(
+        self, code: Code, chunks: Sequence[bytes | None], hyper: Symbols, root_value: Floats, value: Floats
+    ) -> int | None:
+        """Fill `hyper`, `root_value` and `value`, which hold zeros, from chunks by group, then block. Returns the
+        number of the first chunk that is not there, or -1; None, and arrays of no meaning, for a stream that is not
+        right."""
+        shape = (len(value), *value.shape[-2:])
+        found: int | None = _native.decode(
+            self._model, self._code(code), shape, tuple(chunks), hyper, root_value, value
+        )
+        return found
+
+    def expect(
+        self, code: Code, root: Symbols, latent: Symbols, hyper: Symbols
+    ) -> list[tuple[NDArray[np.uint8], Symbols]]:
+        """Scale index and mean of every symbol of a tile, per subband: of planes that are sent (planes, channels, h,
+        w)."""
+        planes, (height, width) = len(latent), latent.shape[-2:]
+        shapes = [(planes, ROOT_CHANNELS, height // ROOT, width // ROOT)]
+        shapes += [(planes, subband(n).stop - subband(n).start, height, width) for n in range(1, len(SUBBANDS))]
+        index, mean = (tuple(np.zeros(shape, dtype) for shape in shapes) for dtype in (np.uint8, np.int32))
+        given = (_whole(array, np.int32) for array in (root, latent, hyper))
+        _native.follow(self._model, self._code(code), (planes, height, width), *given, index, mean)
+        return [(i[:count], m[:count]) for i, m, count in zip(index, mean, code.counts, strict=True)]
+
+
+def _whole(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    return np.ascontiguousarray(array, dtype)
+
+
+def _order(layers: Layers) -> tuple[NDArray[Any], ...]:
+    first, first_bias, second, second_bias = layers
+    return np.ascontiguousarray(first.reshape(len(first), -1)), first_bias, np.ascontiguousarray(second), second_bias
+
+
+def accelerator_of(file: Callable[[str], bytes], spec: PlaneSpec, tables: Tables) -> Accelerator | None:
+    """Of a bundle whose files `file` gives."""
+    if native() is None or spec.hyper != ROOT or len(tables.frequencies) >= _TABLES or tables.scales < _SCALES:
+        return None
+    features = feature_weights(file(FEATURES), spec.hyper)
+    networks = [subband_weights(file(name), number) for number, name in enumerate(GRAPHS)]
+    chosen = [one for one in networks if one is not None]
+    if features is None or len(chosen) != len(networks):
+        return None
+    try:
+        return Accelerator(spec, tables, features, chosen)
+    except ValueError:  # layers of other sizes than the loops know
+        return None
