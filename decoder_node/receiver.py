@@ -26,6 +26,7 @@ from google.protobuf.message import DecodeError
 
 from decoder_node.admission import Admission, Denied, Seat, TooBusy
 from decoder_node.asks import Asks
+from decoder_node.calls import to_its_end
 from decoder_node.identity import NOBODY, Tls, node_name
 from decoder_node.inbox import RETRY_S, Inbox, is_full
 from decoder_node.ledger import LedgerError
@@ -81,7 +82,7 @@ class Receiver:
         self._disk = disk  # the one thread that ledger and inbox belong to
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="verify")
         self._server: Server
-        self._calls: set[asyncio.Task[None] | None] = set()
+        self._seats: set[Seat] = set()
         self._named = False  # do peers have certificates?
 
     async def start(self, listen: str, tls: Tls | None = None, *, insecure: bool = False) -> str:
@@ -105,21 +106,19 @@ class Receiver:
         self._reading.shutdown(wait=False, cancel_futures=True)
 
     def cut(self) -> None:
-        """End all streams, whose server has died: nobody else holds them any more, and nothing will ever reach them."""
-        for call in self._calls:
-            if call is not None:
-                call.cancel()
+        """Let all streams end, whose server has died: nobody else would tell their peers."""
+        for seat in self._seats:
+            seat.wanted.set()
 
     async def Deliver(self, requests: object, context: Any) -> None:
         """One stream."""
         facts = {"peer": context.peer()}
         seat = None
-        call = asyncio.current_task()
-        self._calls.add(call)
         try:
             node = node_name(context.auth_context()) if self._named else NOBODY
             facts |= {"node": node} if node else {}
             seat = self.admission.enter(node, context.peer().rpartition(":")[0], time.monotonic())
+            self._seats.add(seat)
             log.info("stream opened", extra=facts)
             close = await _Stream(self, context, seat).run()
         except asyncio.CancelledError:
@@ -135,13 +134,13 @@ class Receiver:
             log.exception("stream failed", extra=facts)
             close = Close(Status.INTERNAL, "the ground has failed; its log says how")
         finally:
-            self._calls.discard(call)
             if seat is not None:
+                self._seats.discard(seat)
                 self.admission.leave(seat)
         if seat is None:  # a client that is cut off in its first words hears INTERNAL from its own gRPC instead
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(FIRST_WORD_S):
-                    await context.read()
+                    await to_its_end(context.read())
         if close is None:
             log.info("stream ended", extra=facts)
             return
@@ -227,7 +226,7 @@ class _Stream:
     async def run(self) -> Close | None:
         """Until the edge has said all, or the stream must end before."""
         session = self._session
-        reading = asyncio.create_task(self._context.read())
+        reading = to_its_end(self._context.read())
         stopping = asyncio.create_task(self._receiver.stopping.wait())
         wanted = asyncio.create_task(self._seat.wanted.wait())
         silent_at = time.monotonic() + limits.IDLE_STREAM_S
@@ -241,7 +240,9 @@ class _Stream:
                 if stopping.done():
                     return await self._leave("the ground is shutting down")
                 if wanted.done():
-                    return await self._leave("a newer stream of the same node takes the place of this one")
+                    return await self._leave(
+                        "a newer stream of the same node, or a new server, takes the place of this"
+                    )
                 if reading.done():
                     try:
                         message = reading.result()
@@ -252,7 +253,7 @@ class _Stream:
                         return await self._perform(session.end(now))
                     close = await self._perform(self._hear(message, now))
                     silent_at = time.monotonic() + limits.SILENT_STREAM_S
-                    reading = asyncio.create_task(self._context.read())
+                    reading = to_its_end(self._context.read())
                 elif now >= silent_at:
                     return await self._leave("nothing was heard for too long")
                 else:
@@ -288,7 +289,7 @@ class _Stream:
                 match action:
                     case Send(frame):
                         async with asyncio.timeout(limits.SILENT_STREAM_S):  # a peer may take, and never read
-                            await self._context.write(ground_message(frame))
+                            await to_its_end(self._context.write(ground_message(frame)))
                     case Open(incoming, priority):
                         found = await receiver.open(incoming, priority, self.node)
                         waiting += session.opened(incoming.scene_id, found, time.monotonic())

@@ -1,9 +1,9 @@
 """The gRPC server: its bounds, its address, and that it comes back.
 
-grpc.aio has a loop that takes calls. When a call's path is not UTF-8 (a flipped bit is enough, or a peer that means
-harm), grpcio 1.85 lets that loop die, and with it the server, for good: connections are refused, and even `stop` hangs.
-So the loop is watched, and a server whose loop has died is replaced by a new one on the same port. Open streams are cut
-then, which loses nothing that was acknowledged.
+grpc.aio has a loop that takes calls. `decoder_node.calls` keeps away from it what it is known to die of; should it die
+all the same, the server is dead for good: connections are refused, and even `stop` hangs. So the loop is watched, and a
+server whose loop has died is replaced by a new one on the same port. Open streams are cut then, which loses nothing
+that was acknowledged.
 
 Refuses to start, with `LinkError`, on an address that cannot be bound, or that strangers could reach without TLS.
 """
@@ -14,9 +14,7 @@ import asyncio
 import contextlib
 from typing import Any, Final
 
-import grpc
-import grpc.aio
-
+from decoder_node import calls
 from decoder_node.identity import Tls, check_listen
 from decoder_node.log import log
 from decoder_node.probe import Probes
@@ -30,7 +28,8 @@ TRIES: Final = 50  # of the same port: its old socket may linger
 
 
 class Server:
-    """Serves `service`'s streams, health and reflection on one address."""
+    """Serves `service`'s streams, health and reflection on one address. When it dies, `service.cut()` ends its
+    streams."""
 
     def __init__(self, service: Any, listen: str, tls: Tls | None, *, insecure: bool) -> None:
         check_listen(listen, tls, insecure)
@@ -76,8 +75,8 @@ class Server:
             ("grpc.max_concurrent_streams", limits.CALLS_PER_CONNECTION_MAX),
         ]
         # Twice: a stream that is being ended still counts while another has its place.
-        calls = 2 * limits.NODES_MAX * limits.STREAMS_PER_NODE_MAX + limits.PROBES_MAX
-        server: Any = grpc.aio.server(options=settings, maximum_concurrent_rpcs=calls)
+        at_once = 2 * limits.NODES_MAX * limits.STREAMS_PER_NODE_MAX + limits.PROBES_MAX
+        server = calls.server(settings, at_once)
         register: Any = link_pb2_grpc.add_LinkServiceServicer_to_server
         register(self._service, server)
         probes = Probes(server, (SERVICE,))
@@ -103,6 +102,7 @@ class Server:
             await asyncio.wait(self._loops, return_when=asyncio.FIRST_COMPLETED)
             reasons = [str(loop.exception()) for loop in self._loops if loop.done() and not loop.cancelled()]
             log.error("server died, starting another", extra={"reason": "; ".join(reasons)})
+            self._service.cut()
             await _stop(self._server, 0.0)
             for attempt in range(TRIES):
                 await asyncio.sleep(AGAIN_S)
@@ -137,5 +137,5 @@ async def _stop(server: Any, grace_s: float) -> None:
     stopping = asyncio.ensure_future(server.stop(grace_s))
     await asyncio.wait({stopping}, timeout=grace_s + 1.0)
     if stopping.done():
-        with contextlib.suppress(Exception):  # what it has died of
+        with contextlib.suppress(Exception, asyncio.CancelledError):  # what it has died of
             stopping.result()

@@ -16,6 +16,7 @@ import grpc.aio
 
 from downlink.errors import LinkError
 from downlink.framing import edge_message, ground_frame
+from encoder_node.channel import to_its_end
 from encoder_node.contact import POLL_S, Contact
 from encoder_node.log import log
 from encoder_node.trial import trial
@@ -61,7 +62,7 @@ class Call:
                 self._news.set()
                 await asyncio.wait({talker, listener}, timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
             if talker.done() and not talker.exception() and not listener.done():
-                await self._call.done_writing()
+                await to_its_end(self._call.done_writing())
                 grace_s = self._left_s(GRACE_S)
                 await asyncio.wait({listener, watchdog}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
             elif talker.done() and talker.exception():
@@ -100,7 +101,7 @@ class Call:
             if frame is not None:
                 message = edge_message(frame)
                 sender.bucket.spend(message.ByteSize())
-                await self._call.write(message)
+                await to_its_end(self._call.write(message))
             if frame is not None or not contact.idle:
                 idle_since = now
             elif until_empty or now - idle_since > LISTEN_S:
@@ -110,7 +111,7 @@ class Call:
 
     async def _listen(self) -> None:
         contact, sender = self._contact, self._sender
-        while (message := await self._call.read()) is not grpc.aio.EOF:
+        while (message := await to_its_end(self._call.read())) is not grpc.aio.EOF:
             if message is None:  # gRPC's word for bytes that are no message
                 raise LinkError("the ground's last message cannot be read: it was damaged on its way")
             frame = ground_frame(message)

@@ -14,7 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from decoder_node.admission import Admission, Denied, Seat, TooBusy
+from decoder_node.calls import MENDED
 from decoder_node.receiver import Receiver
+from decoder_node.server import SERVICE
 from downlink import limits
 from downlink.frame import Offer
 from downlink.framing import edge_message
@@ -280,8 +282,8 @@ def call_headers(path: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("path", [b"/down\xecink.v1.LinkService/Deliver", b"\xff", b"", b"/" + 120 * b"\0"])
-def test_no_path_of_a_call_ends_the_server(tmp_path: Path, path: bytes) -> None:
-    """grpcio 1.85 lets its server die of a path that is not UTF-8: ours is there again, and stops when told."""
+def test_no_path_of_a_call_ends_the_server(tmp_path: Path, path: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """grpcio 1.85 lets its server die of a path that is not UTF-8. Not ours, where we know how to mend that."""
 
     async def main() -> grpc.StatusCode:
         async with served(tmp_path) as (_, address):
@@ -301,3 +303,42 @@ def test_no_path_of_a_call_ends_the_server(tmp_path: Path, path: bytes) -> None:
             return code
 
     assert asyncio.run(asyncio.wait_for(main(), 20)) is grpc.StatusCode.OK
+    assert not (MENDED and "server died" in caplog.text)
+
+
+def test_a_server_that_dies_all_the_same_is_replaced(tmp_path: Path) -> None:
+    """Its loop ends: the next one is on the same port, and a stream that was open is cut, not left hanging."""
+
+    async def main() -> None:
+        async with served(tmp_path) as (receiver, address):
+            async with grpc.aio.insecure_channel(address) as channel:
+                stream = channel.stream_stream(f"/{SERVICE}/Deliver")()
+                await stream.write(edge_message(HELLO).SerializeToString())
+                await stream.read()
+                [loop] = receiver._server._loops
+                loop.cancel()
+                assert await stream.code() is not grpc.StatusCode.OK
+            for _ in range(40):
+                async with grpc.aio.insecure_channel(address) as channel:
+                    _, code, _ = await say(channel, HELLO)
+                if code is grpc.StatusCode.OK:
+                    return
+                await asyncio.sleep(0.1)
+            pytest.fail("the server has not come back")
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_method_that_nobody_knows_is_said_to_be_unknown(tmp_path: Path) -> None:
+    """At once, and again and again: other clients find out by it what a ground can do."""
+
+    async def main() -> None:
+        async with served(tmp_path) as (_, address), grpc.aio.insecure_channel(address) as channel:
+            for number in range(30):
+                with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                    await channel.unary_unary(f"/downlink.v1.LinkService/Later{number}")(b"", timeout=5)
+                assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            _, code, _ = await say(channel, HELLO)
+            assert code is grpc.StatusCode.OK
+
+    asyncio.run(asyncio.wait_for(main(), 20))

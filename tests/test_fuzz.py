@@ -17,6 +17,7 @@ pytest.importorskip("rasterio", reason="pip install 'latent-downlink[ground]'")
 import random
 
 from downlink.errors import Corrupt, DownlinkError
+from tests.fuzz import wire
 from tests.fuzz.mutate import SIZE_MAX, mutated
 from tests.fuzz.targets import TARGETS, real_streams, resigned, tolerated
 
@@ -106,6 +107,11 @@ def test_a_resigned_stream_is_believed_up_to_its_payload() -> None:
         TARGETS["chunk"].read(bytes([0, 1, 0]) + b"\x02not a payload")
     assert type(refusal.value) is not DownlinkError
     assert isinstance(refusal.value, Corrupt) or refusal.value.code in ("malformed", "unsupported")
+
+
+def test_a_ground_stands_bytes_that_are_almost_a_conversation(tmp_path: Path) -> None:
+    """A few seconds of what `make fuzz` does for longer: connections of mutated recordings, then an honest edge."""
+    assert wire.attack(tmp_path, 3.0, seed=1) > 10
 
 
 def test_the_blind_fuzzer_changes_what_it_is_given_and_keeps_its_bound() -> None:

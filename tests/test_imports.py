@@ -39,6 +39,7 @@ ONLY_IN = {
     "grpc": [
         "downlink/wire/*", "encoder_node/call.py", "encoder_node/sender.py", "encoder_node/channel.py",
         "decoder_node/receiver.py", "decoder_node/identity.py", "decoder_node/probe.py", "decoder_node/server.py",
+        "decoder_node/calls.py",
     ],
     "cryptography": ["encoder_node/signature.py", "decoder_node/cli_model.py"],
     "grpc_health": ["decoder_node/*"],

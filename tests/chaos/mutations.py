@@ -163,6 +163,13 @@ MUTATIONS: Final = (
         "decoder_node/server.py",
         "        while self._loops:",
         "        while False:",
+        "tests/test_admission.py::test_a_server_that_dies_all_the_same_is_replaced",
+    ),
+    Mutation(
+        "gRPC takes calls as it likes",
+        "decoder_node/calls.py",
+        "    cygrpc.AioServer = _Server if MENDED else plain",
+        "    cygrpc.AioServer = plain",
         "tests/test_admission.py::test_no_path_of_a_call_ends_the_server",
     ),
     Mutation(
@@ -174,9 +181,9 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "an outbox takes scenes without end",
-        "encoder_node/outbox.py",
-        "        if self._bytes_max is not None and held + size > self._bytes_max:",
-        "        if False:",
+        "encoder_node/room.py",
+        "    if bytes_max is not None and held + size > bytes_max:",
+        "    if False:",
         "tests/chaos/test_full.py::test_the_operators_bound_on_the_outbox_is_kept_and_said",
     ),
 )

@@ -2,8 +2,9 @@
 
 Where atheris is installed (it has a wheel for CPython 3.11 on x86-64), libFuzzer steers by the coverage of `downlink`;
 elsewhere mutations are drawn blindly. Each target runs in a process of its own with bounded memory; an input may take
-`INPUT_S`. What does harm is left in `--found`, as TARGET-SHA1, and belongs into `tests/fuzz/fixtures/` once it is
-mended: `tests/test_fuzz.py` reads all that lies there.
+`INPUT_S`. The last is `wire`: a real ground, and bytes on its port (`tests.fuzz.wire`). What does harm is left in
+`--found`, as TARGET-SHA1, and belongs into `tests/fuzz/fixtures/` once it is mended: `tests/test_fuzz.py` reads all
+that lies there.
 
     python -m tests.fuzz.run --minutes 1 --only manifest --only symbols
     python -m tests.fuzz.run --replay manifest FILE
@@ -25,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 INPUT_S = 20
 MEMORY_BYTES = 3 << 30
+WIRE = "wire"
 
 
 def steered(name: str, seconds: int, folder: Path) -> None:
@@ -101,13 +103,14 @@ def main() -> None:
         print("harmless")
         return
     asked.found.mkdir(parents=True, exist_ok=True)
-    for name in set(asked.only or ()) - set(TARGETS):
-        parser.error(f"there is no target {name!r}; there are {', '.join(TARGETS)}")
-    names = asked.only or sorted(TARGETS)
+    for name in set(asked.only or ()) - {*TARGETS, WIRE}:
+        parser.error(f"there is no target {name!r}; there are {', '.join([*TARGETS, WIRE])}")
+    names = asked.only or [*sorted(TARGETS), WIRE]
     print(f"{len(names)} targets, {'steered by coverage (atheris)' if coverage else 'blind: there is no atheris here'}")
     for name in names:
-        command = [sys.executable, "-m", "tests.fuzz.run", "--worker", name, "--found", str(asked.found)]
-        command += ["--minutes", str(asked.minutes / len(names)), *(["--blind"] if asked.blind else [])]
+        options = ["--worker", name, "--found", str(asked.found), *(["--blind"] if asked.blind else [])]
+        command = [sys.executable, "-m", *(["tests.fuzz.wire"] if name == WIRE else ["tests.fuzz.run", *options])]
+        command += ["--minutes", str(asked.minutes / len(names))]
         ran = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
         tail = [line for line in (ran.stdout + ran.stderr).splitlines() if "stat::" in line or "inputs" in line]
         print(f"{name}: {'; '.join(tail[:3])}", flush=True)
