@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from downlink import dct, selftest
+from downlink import dct, lap, selftest
 from downlink import mask as masks
 from downlink.accelerator import accelerator_of
 from downlink.bundle import Bundle
@@ -37,6 +37,8 @@ TILES_AT_ONCE = 48
 """Tiles that are entropy-decoded side by side, of several rows where rows are short …"""
 PLANE_TILES_AT_ONCE = 400
 """… but no more than so many planes in all, so that hundreds of bands stay in bounded memory."""
+LAP = 1
+"""Blocks of neighbouring tiles whose pixels are unmixed with a tile's own."""
 TILES_PER_STRIP = 4
 """Neighbouring tiles that are synthesised together: what lies between them is computed once."""
 
@@ -120,6 +122,7 @@ class LatticeDecoder:
         self.layout, self.number, self.chunk, self.decoder = layout, number, chunk, decoder
         self.tiles: TileGrid = layout.tiles(number)
         spec = decoder.spec
+        self.halo = spec.decoder_halo + LAP
         if self.coding.method != "planes" or self.coding.groups != GROUPS:
             raise Unsupported(
                 f"lattice {number}: coded by {self.coding.method!r} in {self.coding.groups} groups, bundle "
@@ -147,7 +150,7 @@ class LatticeDecoder:
             yield LatticeRow(self.tiles.row_window(row).row, *self._pixels(above, here, below), missing)
             for tile in here:  # of the row above, only the halo is needed again
                 if tile.values is not None:
-                    tile.values = tile.values[:, :, -self.decoder.spec.decoder_halo :].copy()
+                    tile.values = tile.values[:, :, -self.halo :].copy()
             above, here, missing = here, below, missing_below
 
     def _mask(self, tile: int, height: int, width: int) -> NDArray[np.bool_] | None:
@@ -243,7 +246,7 @@ class LatticeDecoder:
         if not present or self.front_end is None:
             return None
         planes, channels, high, _ = present[0]
-        halo, half = self.decoder.spec.decoder_halo, self.lattice.half
+        halo = self.halo
         top, bottom = halo if rows[0] else 0, halo if rows[2] else 0
         left = halo if columns.start else 0
         right = halo if columns.stop < len(rows[1]) else 0
@@ -271,11 +274,21 @@ class LatticeDecoder:
         for at, tile in enumerate(tiles):  # a tile depends on itself and its halo, not on who shares its strip
             if tile.values is not None:
                 seen = some[:, :, max(0, ends[at] - halo) : ends[at + 1] + halo].any(axis=(1, 2))
-                out[~_alive(seen), :, :, ends[at] : ends[at + 1]] = 0
-        core = np.ascontiguousarray(out[:, :, top : top + high, left : left + wide])
-        coefficients = self.front_end.inverse(core, self.coding.step)
-        full = dct.inverse(coefficients[~half], whole=self._whole)
-        return full, dct.inverse(coefficients[half, : dct.HALF_CHANNELS], half=True, whole=self._whole)
+                first = ends[at] - (LAP if left and not at else 0)
+                last = ends[at + 1] + (LAP if right and at == len(tiles) - 1 else 0)
+                out[~_alive(seen), :, :, first:last] = 0
+        above, before = min(top, LAP), min(left, LAP)
+        below, after = min(bottom, LAP), min(right, LAP)
+        core = out[:, :, top - above : top + high + below, left - before : left + wide + after]
+        coefficients = self.front_end.inverse(np.ascontiguousarray(core), self.coding.step)
+        both = []
+        for half, chosen in ((False, ~self.lattice.half), (True, self.lattice.half)):
+            size = dct.BLOCK // 2 if half else dct.BLOCK
+            pixels = dct.inverse(coefficients[chosen, : size * size], half)
+            lap.unmix(pixels, size, (size, size))
+            inside = np.s_[:, above * size : (above + high) * size, before * size : (before + wide) * size]
+            both.append(self._whole(pixels[inside]))
+        return both[0], both[1]
 
     def _whole(self, pixels: Values) -> NDArray[Any]:
         limits = np.iinfo(self.grid.dtype)

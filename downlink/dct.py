@@ -1,4 +1,7 @@
-"""Blocks of pixels <-> transform coefficients: the orthonormal 8 x 8 DCT-II, its channels ordered by subband.
+"""Blocks of pixels <-> transform coefficients: the 8 x 8 DCT-II, its channels ordered by subband.
+
+Pixels come mixed across the borders of blocks (`downlink.lap`), and channels are scaled by what that makes of their
+norms: together nearly orthonormal.
 
 A band at half the lattice's resolution (a 20 m band on a 10 m lattice) is transformed by the 4 x 4 DCT of its own
 pixels, times 2: that is where the 8 x 8 DCT of a smooth enlargement would put it, with the same energy, and its high
@@ -12,12 +15,13 @@ all others. The means of 4 x 4 blocks are transformed once more, by a 4 x 4 DCT,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from downlink import lap
 
 BLOCK = 8
 CHANNELS = BLOCK * BLOCK
@@ -57,17 +61,25 @@ def basis(half: bool = False) -> Floats:
     """Rows of the block transform: (64, 64) of an 8 x 8 block in row-major order, or (16, 16) of a 4 x 4 one (times
     2)."""
     size = BLOCK // 2 if half else BLOCK
-    rows = _cosines(size)
-    chosen = scan()[: size * size]
-    both = np.stack([np.outer(rows[u], rows[v]).ravel() for u, v in chosen])
+    both = _products(_cosines(size) * lap.norms(size)[:, None])
     return (both * (2.0 if half else 1.0)).astype(np.float32)
+
+
+def _products(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One-dimensional transforms (frequency, position) -> that of blocks, channels in the order of `scan`."""
+    return np.stack([np.outer(rows[u], rows[v]).ravel() for u, v in scan()[: len(rows) ** 2]])
 
 
 @cache
 def inverse_basis(half: bool = False) -> Floats:
     """Columns that undo `basis`: block = inverse_basis @ channels."""
-    rows: Floats = basis(half)
-    return np.ascontiguousarray(rows.T / np.float32(4.0 if half else 1.0))
+    size = BLOCK // 2 if half else BLOCK
+    both = _products(_cosines(size) / lap.norms(size)[:, None])
+    return np.ascontiguousarray(both.T / (2.0 if half else 1.0), np.float32)
+
+
+FLAT = BLOCK * float(lap.norms(BLOCK)[0]) ** 2
+"""Channel 0 of a block whose pixels are all one; of both sizes of block."""
 
 
 _UNITS = {4: (np.uint32, 1), 8: (np.uint64, 1), 16: (np.complex128, 1), 32: (np.complex128, 2)}
@@ -95,18 +107,15 @@ def forward(pixels: NDArray[Any], half: bool = False) -> Floats:
     return np.asarray(out.reshape(count, size * size, height // size, width // size), np.float32)
 
 
-def inverse(
-    channels: Floats, half: bool = False, whole: Callable[[Floats], NDArray[Any]] = lambda pixels: pixels
-) -> NDArray[Any]:
-    """(n, 64 or 16, h, w) -> pixels (n, h * block, w * block): what `forward` undoes. `whole` makes pixels what they
-    shall be, before they are put in their places: narrow ones move faster."""
+def inverse(channels: Floats, half: bool = False) -> Floats:
+    """(n, 64 or 16, h, w) -> pixels (n, h * block, w * block): what `forward` undoes."""
     size = BLOCK // 2 if half else BLOCK
     count, _, high, wide = channels.shape
     flat = channels.reshape(count, size * size, high * wide).swapaxes(1, 2)
-    pixels = whole(np.matmul(flat, inverse_basis(half).T))
+    pixels = np.matmul(flat, inverse_basis(half).T)
     unit, parts = _UNITS[size * pixels.dtype.itemsize]
     rows: NDArray[Any] = pixels.view(unit).reshape(count, high, wide, size, parts).transpose(0, 1, 3, 2, 4)
-    return np.ascontiguousarray(rows).view(pixels.dtype).reshape(count, high * size, wide * size)
+    return np.ascontiguousarray(rows).view(np.float32).reshape(count, high * size, wide * size)
 
 
 ROOT = 4
@@ -118,7 +127,7 @@ _ROOT_SHIFT = 10
 @cache
 def _root_basis() -> Floats:
     """Rows (16, 16) of the orthonormal 4 x 4 DCT, in the order of `scan`."""
-    return np.asarray(basis(half=True) / np.float32(2.0))
+    return _products(_cosines(ROOT)).astype(np.float32)
 
 
 @cache

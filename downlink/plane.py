@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from downlink import limits
 from downlink.context import level_of, rotation
-from downlink.dct import BLOCK, SUBBANDS, subband
+from downlink.dct import BLOCK, FLAT, SUBBANDS, subband
 from downlink.errors import Malformed
 from downlink.symbol import pack_bits, unpack_bits
 
@@ -113,7 +113,7 @@ class FrontEnd:
             planes = out[: len(rows), at].reshape(len(rows), -1)
             np.matmul(scaled, chosen.reshape(len(members), -1), out=planes)
             if band == 0:
-                planes -= scaled @ (BLOCK * self.mean.astype(np.float32))[:, None]
+                planes -= scaled @ (FLAT * self.mean.astype(np.float32))[:, None]
         return out
 
     def inverse(self, planes: Floats, step: float) -> Floats:
@@ -126,7 +126,7 @@ class FrontEnd:
                 continue
             flat = (rows / self.weights[members, None] * np.float32(step)) @ planes[:count, at].reshape(count, -1)
             out[members, at] = flat.reshape(len(members), -1, height, width)
-        out[:, 0] += (BLOCK * self.mean.astype(np.float32))[:, None, None]
+        out[:, 0] += (FLAT * self.mean.astype(np.float32))[:, None, None]
         return out
 
     def pack(self) -> bytes:
@@ -258,7 +258,7 @@ class Moments:
         for band in range(len(SUBBANDS)):
             values = coefficients[:, subband(band)]
             if band == 0:
-                values = values - (BLOCK * self.centre.astype(np.float32))[:, None, None]
+                values = values - (FLAT * self.centre.astype(np.float32))[:, None, None]
                 self._first += values.sum(axis=(1, 2), dtype=np.float64)
             flat = values.reshape(self.half.size, -1)
             self._products[band] += flat @ flat.T  # float32 within a window, double over windows
@@ -269,7 +269,7 @@ class Moments:
         count = max(1, self._blocks)
         covariances = self._products / count
         covariances[0] -= np.outer(self._first, self._first) / count**2
-        mean = self.centre + self._first / count / BLOCK
+        mean = self.centre + self._first / count / FLAT
         return Statistics(mean, self.half, covariances)
 
 

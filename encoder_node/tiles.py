@@ -1,7 +1,9 @@
 """Windows of a scene -> what the encoder works on: strips read once, bands gathered on their lattice, tiles cut,
 nodata filled, pixels transformed.
 
-Everything beyond the grid's edge is the edge pixel repeated. Only one strip (a row of tiles) is in memory.
+Everything beyond the grid's edge is the edge pixel repeated. Only one strip (a row of tiles) is in memory. A tile comes
+with the pixels of its neighbours that its own are mixed with (`downlink.lap`); where those are nodata, they are what
+the neighbour fills them with, so that both ends of a border agree.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from downlink import dct
+from downlink import dct, lap
 from downlink.fill import fill_holes
 from downlink.lattice import Lattice, Member, native_index, sample_index
 from downlink.plane import Moments, Statistics
@@ -28,11 +30,18 @@ SAMPLE_VALUES = 1 << 20
 READ_BYTES = 12 << 20
 """What is read of a row of tiles at once: memory stays flat however wide a scene is, and files that store whole lines
 are not read more often than need be."""
+FRAMES = 24
+"""Frames of filled tiles that are kept: those of a tile's neighbours are asked for again by the next tile."""
 ROWS_AT_ONCE = 384
 """Rows of a grid read at once when a coarse lattice picks every sixth of them."""
 
+MARGIN = dct.BLOCK // 2
+"""Pixels of a neighbour that a tile's own are mixed with."""
+
 Pixels = NDArray[Any]
 Floats = NDArray[np.float32]
+Margin = tuple[int, int, int, int]
+Part = tuple[slice, slice, slice]
 
 
 class NotRepeated(Exception):
@@ -52,14 +61,30 @@ def sample_windows(grid: Grid) -> list[Window]:
 
 @dataclass(frozen=True)
 class TilePixels:
-    """One tile as read: `full` (bands of the lattice's resolution, coded height, coded width) and `half` (bands of
-    half of it, half as many rows and columns), in the grid's dtype."""
+    """One tile as read: `wide` (bands of the lattice's resolution, coded height, coded width) and (bands of half of
+    it, half as many rows and columns), in the grid's dtype, with `margin` pixels (above, below, left, right; of the
+    lattice) of its neighbours around. `full` and `half` are the same without their margins."""
 
     number: int
     tile: Tile
     lattice: Lattice
-    full: Pixels
-    half: Pixels
+    wide: tuple[Pixels, Pixels]
+    margin: Margin
+    reader: LatticeReader
+
+    @property
+    def full(self) -> Pixels:
+        return self.wide[0][self.inside(False)]
+
+    @property
+    def half(self) -> Pixels:
+        return self.wide[1][self.inside(True)]
+
+    def inside(self, half: bool) -> tuple[slice, slice, slice]:
+        """Where the tile's own pixels are in `wide`."""
+        above, _, left, _ = (pixels // (2 if half else 1) for pixels in self.margin)
+        high, wide = (side // (2 if half else 1) for side in self.tile.coded)
+        return slice(None), slice(above, above + high), slice(left, left + wide)
 
     def nodata(self) -> NDArray[np.bool_] | None:
         """Where each band is nodata in the tile's own window, (bands, height, width) at the lattice's resolution; None
@@ -81,22 +106,63 @@ class TilePixels:
         """Transform coefficients (bands, 64, blocks down, blocks across), nodata filled; `mean`
         (bands) fills a band that has no valid pixel here."""
         lattice = self.lattice
-        size = (self.full.shape[1] // dct.BLOCK, self.full.shape[2] // dct.BLOCK)
         if not lattice.half.any():
-            return dct.forward(self._filled(self.full, mean))
-        out = np.zeros((len(lattice.members), dct.CHANNELS, *size), np.float32)
+            return self._transformed(False, mean)
+        down, across = (side // dct.BLOCK for side in self.tile.coded)
+        out = np.zeros((len(lattice.members), dct.CHANNELS, down, across), np.float32)
         if not lattice.half.all():
-            out[~lattice.half] = dct.forward(self._filled(self.full, mean[~lattice.half]))
-        out[lattice.half, : dct.HALF_CHANNELS] = dct.forward(self._filled(self.half, mean[lattice.half]), half=True)
+            out[~lattice.half] = self._transformed(False, mean[~lattice.half])
+        out[lattice.half, : dct.HALF_CHANNELS] = self._transformed(True, mean[lattice.half])
         return out
 
-    def _filled(self, pixels: Pixels, mean: Floats) -> Floats:
+    def _transformed(self, half: bool, mean: Floats) -> Floats:
+        size = dct.BLOCK // (2 if half else 1)
+        above, _, left, _ = self.margin
+        first = size // 2 if above else size, size // 2 if left else size
+        mixed = lap.mix(self._filled(half, mean), size, first)
+        return dct.forward(mixed[self.inside(half)], half)
+
+    def _filled(self, half: bool, mean: Floats) -> Floats:
+        """Pixels with their margins, as new floats without holes."""
+        pixels = self.wide[half]
         values = pixels.astype(np.float32)
         nodata = self.lattice.grid.nodata
         if nodata is None:
             return values
         hole = pixels == nodata
-        return fill_holes(values, hole, mean) if hole.any() else values
+        if not hole.any():
+            return values
+        own = self.inside(half)
+        values[own] = fill_holes(values[own], hole[own], mean)
+        for number, there, here in self.reader.beside(self, half):
+            if hole[here].any():
+                values[here] = self.reader.frame(number, half, mean).at(there)
+        return values
+
+
+class Frame:
+    """The outermost pixels of a filled tile, which its neighbours need: `depth` on each side of (bands, height,
+    width)."""
+
+    def __init__(self, filled: Floats, depth: int) -> None:
+        self._shape = filled.shape[1:]
+        self._sides = [
+            (slice(None), rows, columns)
+            for rows, columns in (
+                (slice(0, depth), slice(None)),
+                (slice(-depth, None), slice(None)),
+                (slice(None), slice(0, depth)),
+                (slice(None), slice(-depth, None)),
+            )
+        ]
+        self._kept = [filled[side].copy() for side in self._sides]
+
+    def at(self, part: tuple[slice, slice, slice]) -> Floats:
+        """A part of it that lies along one side, or in a corner."""
+        out = np.empty((len(self._kept[0]), *self._shape), np.float32)
+        for side, kept in zip(self._sides, self._kept, strict=True):
+            out[side] = kept
+        return out[part]
 
 
 def _spaced(index: NDArray[np.intp]) -> slice | NDArray[np.intp]:
@@ -107,6 +173,16 @@ def _spaced(index: NDArray[np.intp]) -> slice | NDArray[np.intp]:
     return index
 
 
+def _parts(before: int, after: int, own: slice, depth: int) -> list[tuple[int, slice, slice]]:
+    """Along one axis: (-1, 0 or 1, where in the neighbour, where in the tile's wide pixels)."""
+    found = [(0, slice(None), own)]
+    if before:
+        found.append((-1, slice(-depth, None), slice(0, own.start)))
+    if after:
+        found.append((1, slice(0, depth), slice(own.stop, own.stop + depth)))
+    return found
+
+
 class LatticeReader:
     """Reads one lattice of a source by rows of tiles, and windows of it for statistics."""
 
@@ -115,6 +191,7 @@ class LatticeReader:
         self.grid = lattice.grid
         self.tiles = TileGrid(lattice.height, lattice.width, core)
         self._readers = self._grouped()
+        self._frames: dict[tuple[int, bool, bytes], Frame] = {}
 
     def _grouped(self) -> list[tuple[int, Member, list[int], list[int]]]:
         """Members that are read alike: (grid, one of them, their places among all members, their bands)."""
@@ -190,17 +267,55 @@ class LatticeReader:
         at_once = max(1, width // self.tiles.core)
         for start in range(0, len(numbers), at_once):
             tiles = [self.tiles.tile(number) for number in numbers[start : start + at_once]]
-            left, right = tiles[0].window.col, tiles[-1].window.col + tiles[-1].coded[1]
-            full, half = self._read(tiles[0].window.row, left, lines, right - left)
-            for number, tile in zip(numbers[start : start + at_once], tiles, strict=True):
-                first, last = tile.window.col - left, tile.window.col - left + tile.coded[1]
-                whole, coarse = full[:, :, first:last], half[:, :, first // 2 : last // 2]
-                yield TilePixels(number, tile, self.lattice, whole, coarse)
+            outer = [self._margin(tile) for tile in tiles]
+            above, below = outer[0][:2]
+            left = tiles[0].window.col - outer[0][2]
+            right = tiles[-1].window.col + tiles[-1].coded[1] + outer[-1][3]
+            full, half = self._read(tiles[0].window.row - above, left, above + lines + below, right - left)
+            for number, tile, margin in zip(numbers[start : start + at_once], tiles, outer, strict=True):
+                first, last = tile.window.col - margin[2] - left, tile.window.col + tile.coded[1] + margin[3] - left
+                wide = full[:, :, first:last], half[:, :, first // 2 : last // 2]
+                yield TilePixels(number, tile, self.lattice, wide, margin, self)
 
     def one(self, number: int) -> TilePixels:
         """A single tile."""
         tile = self.tiles.tile(number)
-        return TilePixels(number, tile, self.lattice, *self._read(tile.window.row, tile.window.col, *tile.coded))
+        margin = above, below, left, right = self._margin(tile)
+        top, start = tile.window.row - above, tile.window.col - left
+        wide = self._read(top, start, above + tile.coded[0] + below, left + tile.coded[1] + right)
+        return TilePixels(number, tile, self.lattice, wide, margin, self)
+
+    def _margin(self, tile: Tile) -> Margin:
+        """Pixels around a tile that are its neighbours': none where there are no tiles."""
+        row, col = tile.row, tile.col
+        sides = row > 0, row < self.tiles.rows - 1, col > 0, col < self.tiles.cols - 1
+        above, below, left, right = (MARGIN if there else 0 for there in sides)
+        return above, below, left, right
+
+    def beside(self, tile: TilePixels, half: bool) -> Iterator[tuple[int, Part, Part]]:
+        """Neighbours of a tile: (number, where in the neighbour's own pixels, where in the tile's wide ones)."""
+        depth = MARGIN // (2 if half else 1)
+        rows = _parts(tile.margin[0], tile.margin[1], tile.inside(half)[1], depth)
+        columns = _parts(tile.margin[2], tile.margin[3], tile.inside(half)[2], depth)
+        for down, there_row, here_row in rows:
+            for across, there_col, here_col in columns:
+                if down or across:
+                    number = self.tiles.number(tile.tile.row + down, tile.tile.col + across)
+                    yield number, (slice(None), there_row, there_col), (slice(None), here_row, here_col)
+
+    def frame(self, number: int, half: bool, mean: Floats) -> Frame:
+        """The frame of a tile, filled: of the last few that were asked for, from memory."""
+        key = number, half, mean.tobytes()
+        found = self._frames.pop(key, None)
+        if found is None:
+            tile = self.one(number)
+            pixels = tile.half if half else tile.full
+            filled = fill_holes(pixels.astype(np.float32), pixels == self.grid.nodata, mean)
+            found = Frame(filled, MARGIN // (2 if half else 1))
+        self._frames[key] = found  # the last in order is the last used
+        if len(self._frames) > FRAMES:
+            self._frames.pop(next(iter(self._frames)))
+        return found
 
     def sample_tiles(self, most: int) -> list[int]:
         """Numbers of up to `most` tiles spread evenly over the grid."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downlink import dct
+from downlink import dct, lap
 from downlink.lattice import Lattice, Member, Resolution, join, lattices, sample_index
 from downlink.scene import Band, Grid
 from encoder_node.pipeline import resolutions_of
@@ -168,9 +168,54 @@ def test_coefficients_are_those_of_each_bands_own_pixels():
     values = reader.one(0).coefficients(np.zeros(3, np.float32))
     assert values.shape == (3, 64, 8, 8)
     pixels = source.arrays[0].astype(np.float32)
-    assert (values[0] == dct.forward(pixels[:1])[0]).all()
-    assert (values[1:, :16] == dct.forward(pixels[1:, ::2, ::2], half=True)).all()
+    assert (values[0] == dct.forward(lap.mix(pixels[:1].copy(), 8, (8, 8)))[0]).all()
+    assert (values[1:, :16] == dct.forward(lap.mix(pixels[1:, ::2, ::2].copy(), 4, (4, 4)), half=True)).all()
     assert not values[1:, 16:].any()
+
+
+def tile_borders(source, pattern: str) -> None:
+    """Tiles of 64 pixels hold what one tile of all would: nobody can see where they were cut."""
+    grids = (Resolution(0, pattern),) if "2" in pattern else ()
+    lattice = lattices(source.scene, grids)[0]
+    whole, cut = (LatticeReader(source, lattice, 0, core) for core in (256, 64))
+    mean = np.full(len(pattern), 1000, np.float32)
+    expected = whole.one(0).coefficients(mean)
+    for row in range(cut.tiles.rows):
+        for tile in cut.row(row):
+            values = tile.coefficients(mean)
+            down, across = tile.tile.row * 8, tile.tile.col * 8
+            part = expected[:, :, down : down + values.shape[2], across : across + values.shape[3]]
+            assert np.abs(values - part).max() < 2e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("pattern", ["1", "122", "22"])
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (192, 130), (66, 256)])
+def test_tiles_are_lapped_across_their_borders(pattern: str, height: int, width: int):
+    tile_borders(one_grid(pattern, height, width), pattern)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_both_sides_of_a_border_take_nodata_for_the_same(half: bool):
+    """The margin of a tile is what its neighbour fills its own pixels with: else unmixing would not undo mixing."""
+    size = 2 if half else 1
+    pixels = 1000 + noise(2, 160, 160) // 60
+    pixels[:, 40:90, 30:100] = 0
+    pixels[0, :, 120:] = 0
+    pixels = pixels.repeat(size, axis=1).repeat(size, axis=2)
+    source = grids_source(pixels, nodata=0)
+    lattice = lattices(source.scene, (Resolution(0, "22"),) if half else ())[0]
+    reader = LatticeReader(source, lattice, 0, 128)
+    mean = np.array([700, 900], np.float32)
+    tiles = {tile.number: tile for row in range(reader.tiles.rows) for tile in reader.row(row)}
+    own = {number: tile._filled(half, mean)[tile.inside(half)] for number, tile in tiles.items()}
+    compared = 0
+    for tile in tiles.values():
+        values = tile._filled(half, mean)
+        for number, there, here in reader.beside(tile, half):
+            assert (values[here] == own[number][there]).all()
+            compared += 1
+    assert compared == sum(len(list(reader.beside(tile, half))) for tile in tiles.values()) > 8
+    assert all((values > 0).all() for values in own.values())
 
 
 def test_holes_do_not_reach_the_coefficients_or_the_statistics():
@@ -195,7 +240,7 @@ def test_a_band_without_any_valid_pixel_is_its_mean():
     pixels[1] = 0
     (reader,) = readers(grids_source(pixels, nodata=0), ())
     values = reader.one(0).coefficients(np.array([5, 700], np.float32))
-    assert np.allclose(values[1, 0], 8 * 700)
+    assert np.allclose(values[1, 0], dct.FLAT * 700)
     assert np.abs(values[1, 1:]).max() < 1e-2
 
 
@@ -204,7 +249,7 @@ def test_statistics_of_one_tile_are_those_of_its_coefficients():
     (reader,) = readers(source, (Resolution(0, "112"),))
     found = reader.statistics()
     values = reader.one(0).coefficients(np.zeros(3, np.float32)).reshape(3, 64, -1).astype(np.float64)
-    assert np.allclose(found.mean, values[:, 0].mean(axis=1) / 8, atol=0.5)
+    assert np.allclose(found.mean, values[:, 0].mean(axis=1) / dct.FLAT, atol=0.5)
     for number in range(4):
         part = values[:, dct.subband(number)]
         if not number:

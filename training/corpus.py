@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from downlink import dct
+from downlink import dct, lap
 from downlink.context import ROTATION_SHIFT, level_of
 from downlink.plane import QUIET
 from downlink.repeat import ONCE, Repetition
@@ -97,13 +97,17 @@ def _on_lattice(
 
 
 def coefficients(pixels: Pixels, mean: NDArray[np.float64], factors: NDArray[np.int64]) -> Pixels:
-    """Transform of whole blocks of a crop (bands, height, width): (bands, 64, height / 8, width / 8)."""
+    """Transform of whole blocks of a crop (bands, height, width): (bands, 64, height / 8, width / 8). The crop's own
+    border is not lapped."""
     height, width = (side // dct.BLOCK * dct.BLOCK for side in pixels.shape[1:])
     centred = pixels[:, :height, :width] - mean.astype(np.float32)[:, None, None]
     out = np.zeros((len(pixels), dct.CHANNELS, height // dct.BLOCK, width // dct.BLOCK), np.float32)
     once = factors == 1
-    out[once] = dct.forward(centred[once])
-    out[~once, : dct.HALF_CHANNELS] = dct.forward(centred[~once, ::2, ::2], half=True)
+    for half, chosen in ((False, once), (True, ~once)):
+        if chosen.any():
+            size = dct.BLOCK // 2 if half else dct.BLOCK
+            own = np.ascontiguousarray(centred[chosen, ::2, ::2] if half else centred[chosen])
+            out[chosen, : size * size] = dct.forward(lap.mix(own, size, (size, size)), half)
     return out
 
 
@@ -223,7 +227,7 @@ class Sampler:
         return float(peak * 2.0 ** (-self.random.uniform(low, high) / 8))
 
     def _crop(self, picture: Picture, bands: NDArray[np.int64]) -> Pixels:
-        side = self.corpus.crop
+        side = self.corpus.crop + 2 * dct.BLOCK  # blocks of the border are cut off again: they are not lapped
         height, width = picture.pixels.shape[1:]
         top = int(self.random.integers(0, max(0, height - side) + 1)) // 2 * 2  # bands of half resolution stay whole
         left = int(self.random.integers(0, max(0, width - side) + 1)) // 2 * 2
@@ -272,7 +276,7 @@ class Sampler:
             (crop, factors), own = self._resample(crop, factors), True
         if own:
             mean = crop.reshape(count, -1).astype(np.float64).mean(axis=1)
-        values = coefficients(crop, mean, factors)
+        values = coefficients(crop, mean, factors)[..., 1:-1, 1:-1]
         if own:
             covariances = subband_covariances(values)
         partition = PARTITIONS[int(self.random.choice(len(PARTITIONS), p=PARTITION_SHARES))]

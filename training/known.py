@@ -69,7 +69,7 @@ def near(codec: PlaneCodec, values: Tensor) -> tuple[Tensor, Tensor]:
 
 def root_means(root: Tensor) -> Tensor:
     """downlink.dct.root_means: (n, 1, 4 h, 4 w) in eighths."""
-    weights = torch.from_numpy(dct._root_integers().astype("float32")).to(root)  # (position, channel)
+    weights = torch.from_numpy(dct.root_integers().astype("float32")).to(root)  # (position, channel)
     kernel = weights.t().reshape(dct.ROOT_CHANNELS, 1, dct.ROOT, dct.ROOT)
     return torch.floor(F.conv_transpose2d(root, kernel, stride=dct.ROOT) / 128.0)
 

@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 import torch
 
+from downlink.dct import BLOCK
 from training.card import commit
 from training.config import Run
 from training.corpus import PARTITIONS, Batch, Picture, Sampler, coefficients, planes_of, read_corpus
@@ -39,7 +40,7 @@ def validation_batches(pictures: list[Picture], run: Run, limit: int = 24) -> li
     """Centre crops of held-out pictures, all bands, at fixed qualities: (quality, step, batch of one crop)."""
     chosen = pictures[:: max(1, len(pictures) // limit)][:limit]
     out = []
-    side = run.corpus.crop
+    side = run.corpus.crop + 2 * BLOCK  # blocks of the border are cut off again: they are not lapped
     for picture in chosen:
         bands, height, width = picture.pixels.shape
         bands = min(bands, 16)
@@ -47,7 +48,7 @@ def validation_batches(pictures: list[Picture], run: Run, limit: int = 24) -> li
         crop = picture.pixels[:bands, top : top + side, left : left + side].astype(np.float32)
         crop = np.pad(crop, [(0, 0), (0, side - crop.shape[1]), (0, side - crop.shape[2])], mode="symmetric")
         factors = picture.factors[:bands]
-        values = coefficients(crop, picture.mean[:bands], factors)
+        values = coefficients(crop, picture.mean[:bands], factors)[..., 1:-1, 1:-1]
         for quality in VALIDATION_QUALITIES:
             step = picture.peak * 2.0 ** (-quality / 8)
             parts = planes_of(values, picture.covariances[:, :bands, :bands], factors, PARTITIONS[-1], step)
