@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import zstandard
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 
 from decoder_node.compose import decode_rows
 from decoder_node.decoder import PlaneDecoder
@@ -26,7 +27,23 @@ from downlink.chunk import ChunkList
 from downlink.errors import BundleError, DownlinkError
 from downlink.exact_model import Model
 from downlink.exact_predictor import Predictor
-from downlink.frame import REVISION, Ack, Chunk, Chunks, Offer, Resend, SceneState, State, Welcome
+from downlink.frame import (
+    REVISION,
+    Ack,
+    Answer,
+    Ask,
+    BundlePart,
+    Chunk,
+    Chunks,
+    Offer,
+    Pause,
+    Progress,
+    Resend,
+    SceneState,
+    State,
+    Verdict,
+    Welcome,
+)  # fmt: skip
 from downlink.framing import edge_message, ground_frame, ground_message
 from downlink.graph import check_graph
 from downlink.manifest import VERSION, Manifest
@@ -34,6 +51,7 @@ from downlink.mask import decode_mask, encode_mask
 from downlink.part import PartReader
 from downlink.plane import unpack_front_end
 from downlink.ranges import Range
+from downlink.request import Cancel, Install, Refine, Rollback, SetPriority, SetTarget, pack, unpack
 from downlink.session import EdgeSession
 from downlink.stream import StreamReader
 from downlink.symbol import SymbolDecoder, SymbolEncoder
@@ -86,8 +104,21 @@ def real_streams() -> tuple[bytes, ...]:
 
 
 @cache
+def small_streams() -> tuple[bytes, ...]:
+    """Those that are decoded often enough for mutations to find something."""
+    return tuple(content for content in real_streams() if len(content) < 8000)
+
+
+class Unsynthesised(PlaneDecoder):
+    """Decodes all but the pixels: a network's weights are not a stranger's, and its inputs are bounded by then."""
+
+    def synthesise(self, values: NDArray[np.float32], levels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return values
+
+
+@cache
 def decoder_of(bundle: bytes) -> PlaneDecoder:
-    return PlaneDecoder(find_id(bundle, needs="decoder.onnx"))
+    return Unsynthesised(find_id(bundle, needs="decoder.onnx"))
 
 
 def decoder_for(manifest: Manifest) -> PlaneDecoder | None:
@@ -123,7 +154,7 @@ def resigned(content: bytes, index: int, payload: bytes) -> tuple[Manifest, list
 def read_chunk(data: bytes) -> None:
     """Three bytes that choose a stream and a chunk of it, then that chunk's payload: rANS, masks and side information,
     behind checksums that are right."""
-    streams = real_streams()
+    streams = small_streams()
     if len(data) < 3 or not streams:
         return
     manifest, chunks = resigned(streams[data[0] % len(streams)], int.from_bytes(data[1:3], "little"), data[3:])
@@ -133,7 +164,7 @@ def read_chunk(data: bytes) -> None:
 
 def seeds_of_chunks() -> list[bytes]:
     seeds = []
-    for number, content in enumerate(real_streams()):
+    for number, content in enumerate(small_streams()):
         reader = StreamReader(io.BytesIO(content))
         pages = len(reader.manifest.pages)
         for index in range(pages, min(len(reader), pages + 400)):
@@ -260,7 +291,9 @@ def seeds_of_edges() -> list[bytes]:
     offer = edge_message(Offer(other.id, other.packed, 3)).SerializeToString()
     one = [edge_message(Chunks(made.id, (part,), True)).SerializeToString() for part in parts]
     all_at_once = edge_message(Chunks(made.id, tuple(parts))).SerializeToString()
-    return [joined(offer, *one[:4]), joined(*one), joined(all_at_once)]
+    said = [Answer("ab" * 16, Verdict.DONE, ""), Progress("ab" * 16, 32768), Pause(made.id)]
+    answers = [edge_message(frame).SerializeToString() for frame in said]
+    return [joined(offer, *one[:4]), joined(*one), joined(all_at_once), joined(*answers, *one)]
 
 
 def read_ground_messages(data: bytes) -> None:
@@ -285,9 +318,24 @@ def seeds_of_grounds() -> list[bytes]:
         SceneState(made.id, State.RECEIVING, (Range(0, 5), Range(7, 20))),
         Ack(made.id, (Range(0, 3), Range(9, 1))),
         Resend(made.id, (Range(2, 1),), "damaged"),
+        Ask("ab" * 16, seeds_of_requests()[0]),
+        BundlePart("ab" * 16, 0, b"{}" * 50),
         SceneState(made.id, State.DURABLE, payload_sha256=digest),
     ]
     return [joined(*(ground_message(frame).SerializeToString() for frame in frames))]
+
+
+def read_request(data: bytes) -> None:
+    unpack(data)
+
+
+def seeds_of_requests() -> list[bytes]:
+    scene_id = stream().id
+    install = Install(scene_id, (("bundle.json", 100), ("encoder.onnx", 70_000)), bytes(64))
+    first = (Range(2, 5), Range(9, 100))
+    target = SetTarget("psnr_db", 45.5, 2)
+    asked = (Refine(scene_id, 3, first), SetPriority(scene_id, -7), Cancel(scene_id), target, install, Rollback())
+    return [pack(request) for request in asked]
 
 
 def read_bundle_json(data: bytes) -> None:
@@ -332,6 +380,7 @@ TARGETS = {
     "part": Target(read_part, lambda: [b"\x00" + stream().file, *(b"\x05" + content for content in real_streams())]),
     "edge": Target(read_edge_messages, seeds_of_edges),
     "ground": Target(read_ground_messages, seeds_of_grounds),
+    "request": Target(read_request, seeds_of_requests),
     "bundle": Target(read_bundle_json, lambda: released("bundle.json")),
     "graph": Target(read_graph, lambda: [*released("prior.onnx"), b"\x12\x07encoder\x3a\x00"]),
 }
