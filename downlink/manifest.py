@@ -162,6 +162,10 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
         layout = self.layout()
         if self.bundle == NO_BUNDLE and not self.exact:
             raise Malformed("manifest: names no bundle, but a grid is coded by method 'planes', which needs one")
+        if self.resolutions and any(coding.method == "exact" for coding in self.codings):
+            raise Malformed(
+                "manifest: states resolutions beside a grid of method 'exact', which is coded as it is stored"
+            )
         if self.chunk_count != len(layout):
             raise Malformed(f"manifest: states {self.chunk_count} chunks, its geometry gives {len(layout)}")
         if len(self.pages) != layout.pages:

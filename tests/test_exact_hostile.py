@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -37,9 +38,13 @@ from downlink.exact_predictor import Predictor
 from downlink.exact_quantiser import Quantiser
 from downlink.exact_table import FAMILIES, QUARTERS, exact_tables
 from downlink.exact_tile import TileState
+from downlink.lattice import Resolution, lattices
 from downlink.limits import BANDS_MAX
+from downlink.manifest import Manifest
 from downlink.scene import Band, Grid
 from downlink.symbol import SymbolEncoder
+from encoder_node.exact import encode_exact
+from tests import scenes
 
 HUGE = 1 << 24
 """No symbol is larger (docs/format.md)."""
@@ -197,6 +202,27 @@ def test_a_model_of_another_version_or_of_nothing_is_refused() -> None:
         Model.unpack(packed, 3)
     with pytest.raises(StreamError):
         Model.unpack(packed + b"\x00", 2)
+
+
+# ----------------------------------------------------------------------- manifests
+
+
+@pytest.mark.parametrize("resolutions", [("12", "11"), ("16", "11"), ("11", "16")])
+def test_an_exact_grid_is_one_lattice(resolutions: tuple[str, str]) -> None:
+    """A manifest may cut a grid into several lattices, or make its lattice larger than it; then it is none of these."""
+    pixels = drawn(np.random.default_rng(0), (2, 40, 50))
+    source = scenes.grids_source(pixels, pixels, placed=False)
+    with encode_exact(source, 0, {}) as stream:
+        manifest = stream.manifest
+    replace, repeats = msgspec.structs.replace, tuple(Resolution(0, digits) for digits in resolutions)
+    counts = [len(lattice.members) for lattice in lattices(manifest.scene, repeats)]
+    codings = tuple(replace(manifest.codings[0], planes=count, planes_per_chunk=count) for count in counts)
+    forged = replace(manifest, resolutions=repeats, codings=codings)
+    forged = replace(forged, chunk_count=len(forged.layout()))
+    with pytest.raises(Malformed, match="coded as it is stored"):
+        forged.validate()
+    with pytest.raises(StreamError):
+        Manifest.unpack(forged.pack())
 
 
 # ------------------------------------------------------------------------- tiles
