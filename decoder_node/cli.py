@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from decoder_node.cli_ask import ask
+from decoder_node.cli_model import ask  # with all its commands
 from downlink import __version__
 from downlink.errors import DownlinkError, LinkError
 

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 TARGETS = ("quality", "bits_per_sample", "psnr_db", "stream_bytes", "max_error")
 
-_archive = click.option(
+archive_option = click.option(
     "--archive", required=True, type=click.Path(path_type=Path, file_okay=False), help="The archive's folder."
 )
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_node = click.option(
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+node_option = click.option(
     "--node", default="", metavar="NAME", help="The node's name, as its certificate says it. Without TLS none has one."
 )
 
@@ -43,7 +43,7 @@ def ask() -> None:
 
 @ask.command()
 @click.argument("scene")
-@_archive
+@archive_option
 @click.option("--layers", type=click.IntRange(1), metavar="N", help="So many layers, of which 1 is the coarsest.")
 @click.option(
     "--region", nargs=4, type=click.IntRange(0), metavar="COL ROW WIDTH HEIGHT",
@@ -52,7 +52,7 @@ def ask() -> None:
 @click.option(
     "--grid", type=click.IntRange(0), default=0, show_default=True, help="The grid that --region counts pixels of."
 )
-@_json
+@json_option
 def refine(
     scene: str, archive: Path, layers: int | None, region: tuple[int, int, int, int] | None, grid: int, as_json: bool
 ) -> None:
@@ -67,7 +67,7 @@ def refine(
     from downlink.request import ALL_LAYERS, Refine
     from downlink.tile import Window
 
-    with _open(archive) as (asks, ledger):
+    with opened(archive) as (asks, ledger):
         scene_id = _scene(ledger, scene)
         if region is None:
             request = Refine(scene_id, min(layers or ALL_LAYERS, ALL_LAYERS))
@@ -81,8 +81,8 @@ def refine(
 @ask.command()
 @click.argument("scene")
 @click.argument("priority", type=click.IntRange(-1000, 1000))
-@_archive
-@_json
+@archive_option
+@json_option
 def priority(scene: str, priority: int, archive: Path, as_json: bool) -> None:
     """Give SCENE another PRIORITY: the larger, the sooner it comes.
 
@@ -91,14 +91,14 @@ def priority(scene: str, priority: int, archive: Path, as_json: bool) -> None:
     """
     from downlink.request import SetPriority
 
-    with _open(archive) as (asks, ledger):
+    with opened(archive) as (asks, ledger):
         _print(asks.add(SetPriority(_scene(ledger, scene), priority)), as_json)
 
 
 @ask.command()
 @click.argument("scene")
-@_archive
-@_json
+@archive_option
+@json_option
 def cancel(scene: str, archive: Path, as_json: bool) -> None:
     """Send nothing more of SCENE, and delete what the node keeps of it. What has come stays.
 
@@ -107,13 +107,13 @@ def cancel(scene: str, archive: Path, as_json: bool) -> None:
     """
     from downlink.request import Cancel
 
-    with _open(archive) as (asks, ledger):
+    with opened(archive) as (asks, ledger):
         _print(asks.add(Cancel(_scene(ledger, scene))), as_json)
 
 
 @ask.command()
-@_archive
-@_node
+@archive_option
+@node_option
 @click.option("--quality", type=float, metavar="Q", help="Quality, 0 to 120: 8 more halve the error.")
 @click.option("--bits-per-sample", type=float, metavar="R", help="A rate.")
 @click.option("--psnr", "psnr_db", type=float, metavar="DB", help="A PSNR, against 10000 (255 for 8-bit scenes).")
@@ -122,7 +122,7 @@ def cancel(scene: str, archive: Path, as_json: bool) -> None:
 @click.option(
     "--layers", type=click.IntRange(0, 64), default=0, metavar="N", help="Send so many layers, keep the others. 0: all."
 )
-@_json
+@json_option
 def target(archive: Path, node: str, layers: int, as_json: bool, **targets: float | None) -> None:
     """Encode scenes, that are not encoded yet, like this. Without any option: as the node's operator wants it.
 
@@ -137,13 +137,13 @@ def target(archive: Path, node: str, layers: int, as_json: bool, **targets: floa
     if len(given) > 1:
         raise click.UsageError(f"{' and '.join(given)} were given; give one")
     request = SetTarget(*next(iter(given.items())), layers) if given else SetTarget(layers=layers)
-    with _open(archive) as (asks, _):
+    with opened(archive) as (asks, _):
         _print(asks.add(request, node), as_json)
 
 
 @ask.command(name="list")
-@_archive
-@_json
+@archive_option
+@json_option
 def list_asks(archive: Path, as_json: bool) -> None:
     """List the requests: waiting, done or refused, with the node's words.
 
@@ -166,20 +166,20 @@ def list_asks(archive: Path, as_json: bool) -> None:
 
 @ask.command()
 @click.argument("ask_id")
-@_archive
-@_json
+@archive_option
+@json_option
 def withdraw(ask_id: str, archive: Path, as_json: bool) -> None:
     """Ask for it no longer. A node that has heard it already may carry it out all the same.
 
     \b
     decoder-node ask withdraw 7be1 --archive /srv/archive
     """
-    with _open(archive) as (asks, _):
+    with opened(archive) as (asks, _):
         _print(asks.withdraw(ask_id), as_json)
 
 
 @contextmanager
-def _open(archive: Path) -> Iterator[tuple[Asks, Ledger]]:
+def opened(archive: Path) -> Iterator[tuple[Asks, Ledger]]:
     """The requests of an archive, beside a node that serves it perhaps."""
     from decoder_node.asks import Asks
     from decoder_node.ledger import Ledger

@@ -1,0 +1,537 @@
+"""Requests from the ground to the edge, over real gRPC: kept until they are answered, carried out once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from decoder_node.asks import Asks, Entry
+from decoder_node.cli import main as ground_cli
+from decoder_node.inbox import Inbox
+from decoder_node.ledger import Ledger, LedgerError
+from decoder_node.receiver import Receiver
+from downlink.chunk import Kind
+from downlink.errors import LinkError
+from downlink.frame import Answer, Ask, Verdict
+from downlink.manifest import Manifest
+from downlink.ranges import Range
+from downlink.region import region_chunks
+from downlink.request import Cancel, Install, Refine, SetPriority, SetTarget, pack
+from downlink.stream import StreamReader
+from downlink.tile import Window
+from encoder_node.cli import main as edge_cli
+from encoder_node.outbox import Outbox
+from encoder_node.outbox_file import OutboxError
+from encoder_node.sender import Options, Sender
+from tests import scenes
+from tests.streams import Stream, stream
+
+
+class Ground:
+    """A receiver on `folder`/archive, as `serve` runs it, without workers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.archive = folder / "archive"
+        self.disk = ThreadPoolExecutor(1)
+        self.ledger: Ledger
+        self.asks: Asks
+        self.address = ""
+
+    async def do(self, what: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.disk, what)
+
+    async def answered(self, ask_id: str) -> Entry:
+        for _ in range(600):
+            entries = {entry.ask_id: entry for entry in await self.do(self.asks.entries)}
+            if entries[ask_id].state != "waiting":
+                found: Entry = entries[ask_id]
+                return found
+            await asyncio.sleep(0.02)
+        raise AssertionError(entries)
+
+
+@contextlib.asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[Ground]:
+    ground = Ground(folder)
+    ground.archive.mkdir(exist_ok=True)
+    ground.ledger = await ground.do(partial(Ledger, ground.archive, create=True))
+    inbox = await ground.do(partial(Inbox, ground.archive, ground.ledger))
+    ground.asks = Asks(ground.archive, ground.ledger)
+    receiver = Receiver(inbox, ground.disk, lambda _: None, "ground in a test", asks=ground.asks)
+    ground.address = await receiver.start("127.0.0.1:0")
+    try:
+        yield ground
+    finally:
+        await receiver.stop()
+        ground.disk.shutdown()
+        ground.ledger.close()
+
+
+@contextlib.asynccontextmanager
+async def listening(box: Outbox, address: str) -> AsyncIterator[Sender]:
+    sender = Sender(box, Options(ground=address))
+    running = asyncio.create_task(sender.run())
+    try:
+        yield sender
+    finally:
+        sender.stop()
+        await running
+
+
+async def until(check: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if check():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it never came to that")
+
+
+def state(box: Outbox, made: Stream) -> str:
+    with Outbox(box.folder, read_only=True) as looking:
+        return looking.entry(made.id).state
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def in_time() -> None:
+        async with asyncio.timeout(60):
+            await main()
+
+    asyncio.run(in_time())
+
+
+def ask(folder: Path, *arguments: str | Path) -> Entry:
+    """`decoder-node ask ...`, beside a running node."""
+    name, *rest = map(str, arguments)
+    command = ["ask", name, "--archive", str(folder / "archive"), "--json", *rest]
+    result = CliRunner().invoke(ground_cli, command)
+    assert result.exit_code == 0, result.output
+    return Entry(**json.loads(result.stdout))
+
+
+def kept(folder: Path, *streams: Stream) -> Outbox:
+    """An outbox whose scenes were sent up to their first layer, and the ground that has these."""
+    box = Outbox(folder / "outbox", create=True)
+    for made in streams:
+        box.submit(made.packed, made.chunks, layers=1)
+
+    async def main() -> None:
+        async with serving(folder) as ground:
+            await Sender(box, Options(ground=ground.address)).run(until_empty=True)
+
+    run(main)
+    assert [state(box, made) for made in streams] == ["kept"] * len(streams)
+    return box
+
+
+def test_what_was_kept_is_sent_when_it_is_asked_for_whoever_was_away(tmp_path: Path) -> None:
+    """Asked while both are away; the request survives the restarts of both."""
+    made = stream()
+    box = kept(tmp_path, made)
+    asked = ask(tmp_path, "refine", made.id[:9])
+    assert (asked.state, asked.scene_id, asked.what) == ("waiting", made.id, "refine: 64 layers")
+    box.close()
+
+    async def main() -> None:
+        async with serving(tmp_path) as ground, listening(Outbox(tmp_path / "outbox"), ground.address):
+            answer = await ground.answered(asked.ask_id)
+            assert (answer.state, answer.message) == ("done", "all layers will be sent")
+            await until(lambda: state(box, made) == "delivered")
+
+    run(main)
+    assert (tmp_path / "archive" / "streams" / f"{made.id}.dl").read_bytes() == made.file
+
+
+def test_a_region_is_sent_and_the_rest_stays(tmp_path: Path) -> None:
+    made = stream(side=320)  # 10 x 10 tiles of 32 px
+    box = kept(tmp_path, made)
+    asked = ask(tmp_path, "refine", made.id, "--region", "40", "70", "30", "90")  # columns 1..2, rows 2..4 of tiles
+    manifest = Manifest.unpack(made.packed)
+    chunks = [
+        index for item in region_chunks(manifest, Window(70, 40, 90, 30)) for index in range(item.first, item.end)
+    ]
+    keys = [manifest.layout().key(index) for index in chunks]
+    wanted = {(row * 10 + col, group) for row in (2, 3, 4) for col in (1, 2) for group in (0, 1)}
+    assert {(key.tile, key.group) for key in keys} == wanted
+    assert {key.kind for key in keys} == {Kind.LATENT}
+
+    async def main() -> None:
+        async with serving(tmp_path) as ground:
+            before = {i for item in ground.ledger.committed(made.id) for i in range(item.first, item.end)}
+            async with listening(box, ground.address):
+                assert (await ground.answered(asked.ask_id)).state == "done"
+                await until(lambda: state(box, made) == "kept")
+            committed = await ground.do(lambda: ground.ledger.committed(made.id))
+            after = {i for item in committed for i in range(item.first, item.end)}
+            assert after - before == (set(chunks) & made.sent) - before
+            assert after - before
+
+    run(main)
+
+
+@pytest.mark.parametrize("region", [(0, 0, 0, 5), (0, 0, 97, 5), (90, 0, 7, 5), (0, 96, 1, 1)])
+def test_a_region_outside_of_the_scene_is_refused(region: tuple[int, int, int, int]) -> None:
+    col, row, width, height = region
+    with pytest.raises(LinkError, match="is not within grid 0, which has 96 x 96 px"):
+        region_chunks(Manifest.unpack(stream().packed), Window(row, col, height, width))
+    with pytest.raises(LinkError, match="there is no grid 3"):
+        region_chunks(Manifest.unpack(stream().packed), Window(0, 0, 1, 1), grid=3)
+
+
+def test_a_region_of_a_scene_of_several_resolutions_is_the_same_place_on_each() -> None:
+    """Bands of 10, 20 and 60 m: wherever the lattices put the tiles, those that the place touches are asked for."""
+    random = np.random.default_rng(0)
+    fine = random.integers(1, 9000, (2, 720, 720), np.uint16)
+    coarse = random.integers(1, 9000, (1, 360, 360), np.uint16)
+    manifest, _ = scenes.fake_stream(
+        scenes.grids_source(fine, coarse).scene, [scenes.PATCH_CODING.__class__(
+            tile=64, planes=1, planes_per_chunk=1, groups=2, mask="none", step=4.0)] * 2,
+    )  # fmt: skip
+    window = Window(300, 0, 100, 720)
+    layout = manifest.layout()
+    found = [layout.key(i) for item in region_chunks(manifest, window, layers=1) for i in range(item.first, item.end)]
+    assert {key.group for key in found} == {0}
+    rows = {number: {key.tile // layout.tiles(number).cols for key in found if key.grid == number} for number in (0, 1)}
+    assert rows == {0: {4, 5, 6}, 1: {2, 3}}
+    all_of_it = region_chunks(manifest, Window(0, 0, 360, 360), grid=1)
+    latents = [index for index in range(manifest.chunk_count) if layout.key(index).kind is Kind.LATENT]
+    assert [index for item in all_of_it for index in range(item.first, item.end)] == latents
+
+
+def test_what_is_called_off_goes_and_the_archive_says_so(tmp_path: Path) -> None:
+    made = stream()
+    box = kept(tmp_path, made)
+    asked = ask(tmp_path, "cancel", made.id)
+
+    async def main() -> None:
+        async with serving(tmp_path) as ground:
+            async with listening(box, ground.address):
+                assert (await ground.answered(asked.ask_id)).state == "done"
+            assert state(box, made) == "dropped"
+            [entry] = await ground.do(ground.ledger.entries)
+            assert (entry.state, entry.reason) == ("receiving", "called off")
+
+    run(main)
+    with pytest.raises(Exception, match="is gone"):
+        box.load(made.id, [0])
+    after = ask(tmp_path, "refine", made.id)
+
+    async def again() -> None:
+        async with serving(tmp_path) as ground, listening(box, ground.address):
+            answer = await ground.answered(after.ask_id)
+            assert (answer.state, answer.message) == ("refused", "the scene is dropped: called off by the ground")
+
+    run(again)
+
+
+def test_requests_are_answered_in_their_order(tmp_path: Path) -> None:
+    made, other = stream(0), stream(1)
+    box = kept(tmp_path, made, other)
+    asked = [ask(tmp_path, "priority", "--", made.id, str(number)) for number in (5, -7, 3)]
+
+    async def main() -> None:
+        async with serving(tmp_path) as ground, listening(box, ground.address):
+            answers = [await ground.answered(one.ask_id) for one in asked]
+            assert [answer.state for answer in answers] == ["done"] * 3
+            times = [answer.answered_at or 0.0 for answer in answers]
+            assert times == sorted(times)
+
+    run(main)
+    assert box.entry(made.id).priority == 3
+
+
+def test_a_scene_being_sent_is_called_off_in_the_middle(tmp_path: Path) -> None:
+    made = stream(3, side=640, chunk_bytes=4000)
+    box = Outbox(tmp_path / "outbox", create=True)
+    box.submit(made.packed, made.chunks)
+
+    async def main() -> None:
+        async with serving(tmp_path) as ground:
+            options = Options(ground=ground.address, rate_kbps=400.0)  # some 16 s for all of it
+            sender = Sender(box, options)
+            running = asyncio.create_task(sender.run())
+            found: list[Any] = []
+            while not found:
+                await asyncio.sleep(0.05)
+                found = await ground.do(ground.ledger.entries)
+            asked = ask(tmp_path, "cancel", made.id)
+            assert (await ground.answered(asked.ask_id)).state == "done"
+            assert state(box, made) == "dropped"
+            sender.stop()
+            await running
+            [entry] = await ground.do(ground.ledger.entries)
+            assert entry.durable_at is None
+
+    run(main)
+
+
+def test_a_node_without_a_name_may_not_have_the_scene_that_another_has(tmp_path: Path) -> None:
+    made = stream()
+    box = kept(tmp_path, made)
+    asked = ask(tmp_path, "refine", made.id)
+    stranger = Outbox(tmp_path / "stranger", create=True)
+
+    async def main() -> None:
+        async with serving(tmp_path) as ground:
+            async with listening(stranger, ground.address):
+                await asyncio.sleep(0.5)
+            [entry] = await ground.do(ground.asks.entries)
+            assert entry.state == "waiting"
+            async with listening(box, ground.address):
+                assert (await ground.answered(asked.ask_id)).state == "done"
+
+    run(main)
+
+
+# --- on the ground ---
+
+
+@pytest.fixture
+def asks(tmp_path: Path) -> Asks:
+    ledger = Ledger(tmp_path, create=True)
+    for seed, node in enumerate(["sat-1", "sat-2"]):
+        made = stream(seed)
+        ledger.begin(made.id, Manifest.unpack(made.packed), made.packed, 0, len(made.file), node)
+    return Asks(tmp_path, ledger)
+
+
+def test_a_node_hears_only_what_is_asked_of_it_and_answers_only_for_itself(asks: Asks) -> None:
+    entry = asks.add(Cancel(stream(0).id), node="sat-2")  # whatever is said: the scene belongs to sat-1
+    assert entry.node == "sat-1"
+    assert [one.ask.ask_id for one in asks.waiting("sat-1", frozenset())] == [entry.ask_id]
+    assert asks.waiting("sat-2", frozenset()) == asks.waiting("", frozenset()) == []
+    done = Answer(entry.ask_id, Verdict.DONE, "")
+    assert asks.answered("sat-2", done) is None
+    assert asks.answered("", done) is None
+    assert asks.entries()[0].state == "waiting"
+    answered = asks.answered("sat-1", done)
+    assert answered is not None
+    assert answered.state == "done"
+    assert asks.answered("sat-1", Answer(entry.ask_id, Verdict.REFUSED, "")) is None  # the first word counts
+    assert asks.waiting("sat-1", frozenset()) == []
+
+
+def test_a_named_node_that_has_no_such_scene_has_had_its_say(asks: Asks) -> None:
+    entry = asks.add(Cancel(stream(0).id))
+    unknown = Answer(entry.ask_id, Verdict.UNKNOWN_SCENE, "no")
+    answered = asks.answered("sat-1", unknown)
+    assert answered is not None
+    assert (answered.state, answered.message) == ("refused", "no")
+
+
+def test_bundles_wait_beside_the_ledger_and_go_with_the_answer(asks: Asks, tmp_path: Path) -> None:
+    request = Install("ab" * 32, (("bundle.json", 3), ("encoder.onnx", 5)))
+    entry = asks.add(request, "sat-1", [b"{ }", b"12345"])
+    other = asks.add(SetTarget("quality", 40.0), "sat-1")
+    found = asks.waiting("sat-1", frozenset())
+    assert [(one.ask.ask_id, one.bundle_bytes) for one in found] == [(other.ask_id, 0), (entry.ask_id, 8)]
+    assert asks.waiting("sat-1", frozenset({entry.ask_id, other.ask_id})) == []
+    assert asks.part(entry.ask_id, 2, 3) == b"}12"
+    asks.answered("sat-1", Answer(entry.ask_id, Verdict.DONE, ""))
+    assert list((tmp_path / "asks").iterdir()) == []
+    lost = asks.add(request, "sat-1", [b"{ }", b"12345"])
+    (tmp_path / "asks" / lost.ask_id).write_bytes(b"short")
+    assert asks.part(lost.ask_id, 2, 6) is None
+    assert [one.state for one in asks.entries()] == ["done", "waiting", "refused"]
+    assert "cannot be read on the ground any more" in str(asks.entries()[-1].message)
+
+
+def test_what_cannot_be_asked_is_refused_before_it_is_kept(asks: Asks) -> None:
+    with pytest.raises(LedgerError, match="holds no scene"):
+        asks.add(Cancel("ab" * 32))
+    with pytest.raises(LinkError, match="quality of 900"):
+        asks.add(SetTarget("quality", 900.0))
+    assert asks.entries() == []
+
+
+def test_a_request_can_be_withdrawn(asks: Asks) -> None:
+    entry = asks.add(Cancel(stream(0).id))
+    with pytest.raises(LedgerError, match="0 requests have an id that begins with 'x'"):
+        asks.withdraw("x")
+    after = asks.withdraw(entry.ask_id[:8])
+    assert (after.state, after.message) == ("refused", "withdrawn")
+    assert asks.waiting("sat-1", frozenset()) == []
+
+
+# --- on the edge ---
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Outbox:
+    return Outbox(tmp_path / "box", create=True)
+
+
+def heard(box: Outbox, request: Refine | SetPriority | Cancel | SetTarget, number: int = 1) -> tuple[Verdict, str]:
+    answer = box.answer(Ask(f"{number:032x}", pack(request)))
+    return answer.verdict, answer.message
+
+
+def test_a_request_is_carried_out_once_and_answered_as_often_as_it_comes(box: Outbox) -> None:
+    made = stream()
+    box.submit(made.packed, made.chunks)
+    assert heard(box, SetPriority(made.id, 9)) == (Verdict.DONE, "priority 9")
+    assert heard(box, SetPriority(made.id, 1), number=2) == (Verdict.DONE, "priority 1")
+    assert heard(box, SetPriority(made.id, 9)) == (Verdict.DONE, "priority 9")  # late, and known
+    assert box.entry(made.id).priority == 1
+    again = Outbox(box.folder)  # after a restart as well
+    heard(again, SetPriority(made.id, 9))
+    assert again.entry(made.id).priority == 1
+
+
+def test_what_was_answered_outlives_a_power_cut(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The change and the answer are one transaction: both or neither."""
+    from encoder_node import outbox_asked
+
+    made = stream()
+    box.submit(made.packed, made.chunks)
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox_asked, "record", lambda db, found: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            heard(box, Cancel(made.id))
+    assert box.entry(made.id).state == "queued"
+    assert box.answered(f"{1:032x}") is None
+    assert heard(box, Cancel(made.id))[0] is Verdict.DONE
+    again = Outbox(box.folder)
+    assert again.entry(made.id).state == "dropped"
+    assert again.answered(f"{1:032x}") == Answer(f"{1:032x}", Verdict.DONE, "called off by the ground")
+
+
+def test_a_scene_that_is_not_here_yet_may_still_come(box: Outbox) -> None:
+    made = stream()
+    assert heard(box, Refine(made.id))[0] is Verdict.UNKNOWN_SCENE
+    box.submit(made.packed, made.chunks, layers=1)
+    assert heard(box, Refine(made.id)) == (Verdict.DONE, "all layers will be sent")
+
+
+@pytest.mark.parametrize(
+    ("settle", "request_", "verdict"),
+    [
+        ("delivered", Refine(stream().id), Verdict.DONE),
+        ("delivered", Cancel(stream().id), Verdict.REFUSED),
+        ("delivered", SetPriority(stream().id, 1), Verdict.DONE),
+        ("damaged", Refine(stream().id), Verdict.REFUSED),
+        ("damaged", Cancel(stream().id), Verdict.DONE),
+    ],
+)
+def test_what_can_still_be_done_depends_on_where_a_scene_stands(
+    box: Outbox, settle: str, request_: Refine | Cancel | SetPriority, verdict: Verdict
+) -> None:
+    made = stream()
+    box.submit(made.packed, made.chunks)
+    box.delivered(made.id) if settle == "delivered" else box.damaged(made.id, "the disk")
+    assert heard(box, request_)[0] is verdict
+
+
+def test_refinements_add_up(box: Outbox) -> None:
+    made = stream()
+    box.submit(made.packed, made.chunks, layers=1)
+    box.kept(made.id)
+    assert heard(box, Refine(made.id, 0, (Range(20, 2),)), 1) == (
+        Verdict.DONE,
+        "1 of 2 layers will be sent, 2 chunks first",
+    )
+    [scene] = box.due(9)
+    assert (scene.layers, scene.first) == (1, (Range(20, 2),))
+    heard(box, Refine(made.id, 0, (Range(5, 1), Range(22, 1))), 2)
+    [scene] = box.due(9)
+    assert scene.first == (Range(5, 1), Range(20, 3))
+    heard(box, Refine(made.id, 2), 3)
+    [scene] = box.due(9)
+    assert scene.layers is None
+    assert heard(box, Refine(made.id, 1), 4) == (Verdict.DONE, "all layers will be sent, 4 chunks first")  # never fewer
+    verdict, message = heard(box, Refine(made.id, 0, (Range(len(made.chunks), 1),)), 5)
+    assert verdict is Verdict.REFUSED
+    assert f"a scene that has {len(made.chunks)} chunks" in message
+
+
+def test_a_request_that_this_edge_does_not_know_is_refused(box: Outbox) -> None:
+    answer = box.answer(Ask("ab" * 16, b"\xfa\x07\x00"))
+    assert (answer.verdict, answer.message) == (
+        Verdict.REFUSED,
+        "a kind of request that this node does not know; update it",
+    )
+
+
+def test_answers_are_remembered_but_not_for_ever(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("encoder_node.outbox_asked.ANSWERS_KEPT", 3)
+    for number in range(1, 9):
+        heard(box, SetTarget("quality", float(number)), number)
+    assert [number for number in range(1, 9) if box.answered(f"{number:032x}")] == [6, 7, 8]
+    assert box.target() == SetTarget("quality", 8.0)
+
+
+def test_scenes_are_encoded_as_the_ground_asks_unless_something_else_is_typed(tmp_path: Path, box: Outbox) -> None:
+    np.save(tmp_path / "patch.npy", scenes.pixels(bands=2, height=64, width=64))
+    heard(box, SetTarget("max_error", 3.0, layers=1))
+
+    def submit(*options: str) -> dict[str, object]:
+        command = ["submit", str(tmp_path / "patch.npy"), "--outbox", str(box.folder), "--json", *options]
+        result = CliRunner().invoke(edge_cli, command)
+        assert result.exit_code == 0, result.output
+        found: dict[str, object] = json.loads(result.stdout)
+        return found
+
+    first = submit()
+    assert first["settings"] == {"max_error": 3.0}
+    [scene] = box.due(9)
+    assert scene.layers == 1
+    assert submit("--max-error", "5", "--layers", "2")["settings"] == {"max_error": 5.0}
+    assert [scene.layers for scene in box.due(9)] == [1, 2]
+    heard(box, SetTarget(), number=2)  # as the operator wants it
+    assert submit("--max-error", "0")["settings"] == {"max_error": 0.0}
+    assert box.due(9)[-1].layers is None
+
+
+def test_a_configuration_file_stands_back_for_the_ground(tmp_path: Path, box: Outbox) -> None:
+    np.save(tmp_path / "patch.npy", scenes.pixels(bands=2, height=64, width=64))
+    (tmp_path / "edge.toml").write_text("max_error = 9\nlayers = 2\n")
+    command = ["--config", str(tmp_path / "edge.toml"), "submit", str(tmp_path / "patch.npy"), "--outbox"]
+
+    def settings() -> object:
+        result = CliRunner().invoke(edge_cli, [*command, str(box.folder), "--json"])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)["settings"]
+
+    assert settings() == {"max_error": 9.0}
+    heard(box, SetTarget("max_error", 3.0))
+    assert settings() == {"max_error": 3.0}
+    assert [scene.layers for scene in box.due(9)] == [2, 2]
+
+
+def test_an_outbox_of_the_second_version_is_brought_up_to_date(tmp_path: Path, box: Outbox) -> None:
+    made = stream()
+    box.submit(made.packed, made.chunks)
+    for statement in (
+        "DROP TABLE answered",
+        "DROP TABLE settings",
+        "CREATE TABLE answered (ask_id TEXT PRIMARY KEY, done INTEGER NOT NULL, message TEXT, at REAL)",
+        "CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+        "PRAGMA user_version = 2",
+    ):
+        box._db.execute(statement)
+    box.close()
+    again = Outbox(box.folder)
+    assert heard(again, SetPriority(made.id, 4)) == (Verdict.DONE, "priority 4")
+    assert again.load(made.id, [0])[0].content == made.chunks[0]
+
+
+def test_the_streams_of_a_real_scene_are_refined_where_it_is_asked(tmp_path: Path) -> None:
+    """The chunks of a region, and the first layer, are what a decoder needs for that region."""
+    np.save(tmp_path / "patch.npy", scenes.pixels(bands=2, height=96, width=96, nodata=None))
+    out = tmp_path / "patch.dl"
+    result = CliRunner().invoke(edge_cli, ["encode", str(tmp_path / "patch.npy"), str(out), "--max-error", "0"])
+    assert result.exit_code == 0, result.output
+    with out.open("rb") as file:
+        manifest = StreamReader(file).manifest
+    found = region_chunks(manifest, Window(0, 0, 96, 96))
+    assert found[-1].end == manifest.chunk_count
+    assert OutboxError.code == "outbox"
