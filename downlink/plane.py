@@ -295,6 +295,15 @@ class Statistics:
         """Standard deviation of each band's pixels, as weighted: (bands)."""
         return np.asarray(np.sqrt(np.maximum(np.einsum("sbb->b", self.covariances), 0.0)) / BLOCK)
 
+    @property
+    def noises(self) -> Doubles:
+        """Deviation of each band's coefficients in the highest subband that it has, about that of its noise in DN:
+        (bands)."""
+        highest = np.where(self.half, ALL_BANDS - 1, ALL_BANDS)
+        sizes = np.diff([0, *SUBBANDS])[highest]
+        variances = self.covariances[highest, np.arange(self.half.size), np.arange(self.half.size)] / sizes
+        return np.asarray(np.sqrt(np.maximum(variances, 0.0)) / np.where(self.half, 2.0, 1.0))
+
     def _components(self, bands: list[int]) -> Doubles:
         """KLT of the subbands `bands` together: rows by falling variance."""
         members = np.flatnonzero(~self.half) if max(bands) >= ALL_BANDS else np.arange(self.half.size)

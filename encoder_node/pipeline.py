@@ -72,7 +72,7 @@ class _LatticeEncoder:
         plain = reader.statistics()
         first = [0, *np.cumsum([len(grid.bands) for grid in reader.source.scene.grids]).tolist()]
         numbers = [first[member.grid] + member.band + 1 for member in lattice.members]
-        importance = band_weights(weights, lattice.grid.bands, numbers, plain.deviations)
+        importance = band_weights(weights, lattice.grid.bands, numbers, plain.deviations, plain.noises)
         self.statistics = plain.weighted(lattice.weights, importance)
         self.blocks = -(-lattice.height // BLOCK) * -(-lattice.width // BLOCK)
 

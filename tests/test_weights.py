@@ -9,20 +9,23 @@ from decoder_node.compose import decode_rows
 from decoder_node.decoder import PlaneDecoder
 from downlink.bundle import find
 from downlink.errors import SceneError
+from downlink.lattice import lattices
 from downlink.scene import Band
 from encoder_node.encoder import PlaneEncoder
-from encoder_node.pipeline import encode_scene
+from encoder_node.pipeline import encode_scene, resolutions_of
 from encoder_node.target import Target
-from encoder_node.weights import band_weights, check_names, parse
+from encoder_node.tiles import LatticeReader
+from encoder_node.weights import band_weights, check_names, is_visible, parse
 from tests import scenes
 from tests.scenes import GridsSource, grids_source, repeated
 
 BANDS = [Band("B04"), Band("B03"), Band(""), Band("2")]
 DEVIATIONS = np.array([400.0, 100.0, 50.0, 0.0])
+NOISES = np.array([10.0, 20.0, 5.0, 10.0])
 
 
 def weights(text: str, numbers: tuple[int, ...] = (1, 2, 3, 4)) -> np.ndarray:
-    found = band_weights(text, BANDS, numbers, DEVIATIONS)
+    found = band_weights(text, BANDS, numbers, DEVIATIONS, NOISES)
     assert found is not None
     assert found.dtype == np.float32
     assert np.mean(1 / found.astype(float) ** 2) == pytest.approx(1.0)  # the mean error stays what the step promises
@@ -30,7 +33,7 @@ def weights(text: str, numbers: tuple[int, ...] = (1, 2, 3, 4)) -> np.ndarray:
 
 
 def test_equal_weights_are_none():
-    assert band_weights("equal", BANDS, (1, 2, 3, 4), DEVIATIONS) is None
+    assert band_weights("equal", BANDS, (1, 2, 3, 4), DEVIATIONS, NOISES) is None
 
 
 def test_named_and_numbered_bands_count_more():
@@ -56,9 +59,37 @@ def test_balanced_weights_are_one_over_deviations():
     found = weights("balanced")
     assert found[:3] * DEVIATIONS[:3] == pytest.approx(found[0] * 400.0)
     assert found[3] / found[0] == pytest.approx(256)
-    flat = band_weights("balanced", BANDS, (1, 2, 3, 4), np.zeros(4))
+    flat = band_weights("balanced", BANDS, (1, 2, 3, 4), np.zeros(4), NOISES)
     assert flat is not None
     assert np.ptp(flat) == 0
+
+
+def test_weights_by_noise_are_one_over_noise():
+    assert weights("noise") * NOISES == pytest.approx(weights("noise")[0] * 10.0)
+
+
+def test_noise_of_a_scene_is_found_beneath_what_varies_slowly():
+    """Two bands of one smooth field and white noise of 3 and 30 DN; and a third of 6 DN, at half resolution. The
+    transform makes white noise louder by a fifth, or by three tenths in small blocks: it is not orthogonal."""
+    rows, cols = np.mgrid[0:256, 0:256]
+    smooth = 3000 + 500 * np.sin(rows / 30) + 400 * np.cos(cols / 25)
+    noise = np.random.default_rng(1).normal(0, 1, (3, 256, 256))
+    coarse = (smooth + 6 * noise[2])[::2, ::2].repeat(2, axis=0).repeat(2, axis=1)
+    source = grids_source(np.round(np.stack([smooth + 3 * noise[0], smooth + 30 * noise[1], coarse])).astype(np.uint16))
+    lattice = lattices(source.scene, resolutions_of(source))[0]
+    assert lattice.half.tolist() == [False, False, True]
+    assert LatticeReader(source, lattice, 0, 256).statistics().noises == pytest.approx([3.6, 36, 7.7], rel=0.05)
+
+
+def test_visible_bands_are_known_by_wavelength_or_else_by_name():
+    named = [Band("B02", 492.4), Band("B01", 442.7), Band("B05", 704.1), Band("Red"), Band("B03"), Band("B3", 1600.0)]
+    assert [is_visible(band) for band in named] == [True, False, False, True, True, False]
+    found = band_weights("visible", named, range(1, 7), np.ones(6), np.ones(6))
+    assert found is not None
+    assert (found / found[1]).tolist() == [4, 1, 1, 4, 4, 1]
+    check_names("visible", named)
+    with pytest.raises(SceneError, match="no band is known to be red"):
+        check_names("visible", named[1:3])
 
 
 @pytest.mark.parametrize(
