@@ -80,7 +80,8 @@ class Accelerator:
         lookup = Lookup(tables)
         self.tables = tables
         self._hyper = np.ascontiguousarray(spec.hyper_index, np.uint8), spec.hyper_limit
-        entry_bits = np.rint(tables.entry_bits.astype(np.float64) * 65536).astype(np.uint32)
+        entry_bits = np.zeros(1 << 16, np.uint32)
+        entry_bits[: tables.entry_bits.size] = np.rint(tables.entry_bits.astype(np.float64) * 65536)
         self._model: Any = _native.model(
             (
                 spec.hyper_latents,

@@ -53,9 +53,9 @@ typedef struct {
 
 typedef struct {
     int hyper_latents, coarse, fine;
-    int8_t *spread; /* [coarse][hyper_latents][3][3] */
-    int32_t *spread_bias;
-    Dense unfold; /* coarse -> fine * 16 */
+    Dense spread; /* 3 x 3 hyper-latents, offset by 128 -> coarse, without its bias */
+    int32_t *spread_bias; /* [blocks * 8] */
+    Dense unfold;         /* coarse -> fine * 16 */
     Net nets[SUBBANDS];
     uint8_t *compand;       /* [1 << 16] */
     int16_t *root_integers; /* [4 * 4 blocks][16 channels]: block means of root symbols, in 1/1024 */
@@ -65,10 +65,10 @@ typedef struct {
     uint16_t *table_of;      /* [scales * 8] */
     int32_t *low_of, *escape_of;
     uint8_t *shift_of;
-    uint32_t *entry_bits; /* [tables * 256], in 1/65536 */
+    uint32_t *entry_bits; /* [1 << 16], in 1/65536; none of CERTAIN */
     Stepping *stepping;   /* [tables * 256] */
     uint32_t *decoding;   /* [tables * 256]: frequency << 14 | start */
-    uint8_t *slots;       /* [tables][1 << 14]: entries */
+    uint8_t *slots;       /* [tables][256]: the entry at which 64 slots begin. All slots would not fit the cache */
 } Model;
 
 enum { RARE = 0xFFFF, CERTAIN = 0xFFFE };
@@ -112,9 +112,8 @@ typedef struct {
 
 void writer_start(Writer *w, const Model *model);
 void writer_free(Writer *w);
-/* Symbols of a segment come in runs: values with scale indices, and means in eighths or NULL. */
+/* Symbols of a segment come in runs: values (NULL: zeros) with scale indices, and means in eighths or NULL. */
 int writer_put(Writer *w, const int32_t *values, const uint8_t *index, const int32_t *mean, int count);
-int writer_certain(Writer *w, int count); /* so many certain symbols that are zero as expected */
 int writer_end_segment(Writer *w);
 /* The payload, appended to `out`. */
 int writer_finish(Writer *w, Bytes *out, double *bits);

@@ -123,32 +123,51 @@ static int rare(Writer *w, int32_t value, int index, int32_t mean, uint16_t *cod
     return FINE;
 }
 
-int writer_certain(Writer *w, int count) {
-    w->certain += (uint32_t)count;
-    return FINE;
-}
-
 static int column(int64_t v) { return v > -128 && v < 128 ? (int)(v & 255) : 128; }
 
 int writer_put(Writer *w, const int32_t *values, const uint8_t *index, const int32_t *mean, int count) {
     const Model *m = w->model;
-    if (grow((void **)&w->entries, &w->space, w->count + (size_t)count, sizeof *w->entries)) return NO_MEMORY;
+    if (grow((void **)&w->entries, &w->space, w->count + (size_t)count + 1, sizeof *w->entries)) return NO_MEMORY;
     uint16_t *out = w->entries + w->count;
-    uint64_t bits = 0;
-    for (int i = 0; i < count; i++) {
-        uint16_t code;
-        if (mean) {
-            int64_t v = (int64_t)values[i] - (mean[i] >> 3);
-            code = m->codes[(size_t)(index[i] << 3 | (mean[i] & 7)) << 8 | (size_t)column(v)];
-        } else
-            code = m->plain[(size_t)index[i] << 8 | (size_t)column(values[i])];
-        if (code == RARE && rare(w, values[i], index[i], mean ? mean[i] : 0, &code)) return NO_MEMORY;
-        w->certain += index[i] == 0;
-        if (code != CERTAIN) {
-            *out++ = code;
-            bits += m->entry_bits[code];
+    if (mean) {
+        for (int i = 0; i < count; i++) {
+            int32_t value = values ? values[i] : 0;
+            uint16_t code = m->codes[(size_t)(index[i] << 3 | (mean[i] & 7)) << 8 |
+                                     (size_t)column((int64_t)value - (mean[i] >> 3))];
+            if (code == RARE && rare(w, value, index[i], mean[i], &code)) return NO_MEMORY;
+            w->certain += index[i] == 0;
+            *out = code;
+            out += code != CERTAIN;
         }
-    }
+    } else
+        for (int first = 0; first < count; first += 8) {
+            const int last = first + 8 < count ? first + 8 : count;
+            if (last == first + 8) { /* most symbols of high channels are certain zeros */
+                uint64_t some;
+                memcpy(&some, index + first, 8);
+                if (values)
+                    for (int i = 0; i < 8; i++) some |= (uint64_t)(uint32_t)values[first + i];
+                if (!some) {
+                    w->certain += 8;
+                    continue;
+                }
+            }
+            uint32_t certain = w->certain;
+            for (int i = first; i < last; i++) {
+                int32_t value = values ? values[i] : 0;
+                uint16_t code = m->plain[(size_t)index[i] << 8 | (size_t)column(value)];
+                if (code == RARE) {
+                    w->certain = certain;
+                    if (rare(w, value, index[i], 0, &code)) return NO_MEMORY;
+                }
+                certain += index[i] == 0;
+                *out = code;
+                out += code != CERTAIN;
+            }
+            w->certain = certain;
+        }
+    uint64_t bits = 0;
+    for (const uint16_t *entry = w->entries + w->count; entry < out; entry++) bits += m->entry_bits[*entry];
     w->count = (size_t)(out - w->entries);
     w->bits += bits;
     return FINE;
@@ -381,8 +400,13 @@ int reader_take(Reader *r, const uint8_t *index, const int32_t *mean, int means,
             int route = scale[i] << 3 | (middle & 7);
             uint32_t table = m->table_of[route];
             uint32_t x = r->state[number & mask], slot = x & ((1u << PRECISION) - 1);
-            uint32_t entry = m->slots[table << PRECISION | slot], step = m->decoding[table << 8 | entry];
-            x = (step >> PRECISION) * (x >> PRECISION) + slot - (step & ((1u << PRECISION) - 1));
+            uint32_t entry = m->slots[table << 8 | slot >> 6], step = m->decoding[table << 8 | entry];
+            uint32_t within = slot - (step & ((1u << PRECISION) - 1));
+            while (within >= step >> PRECISION) { /* frequencies sum to 2^14: an entry is found */
+                within -= step >> PRECISION;
+                step = m->decoding[table << 8 | ++entry];
+            }
+            x = (step >> PRECISION) * (x >> PRECISION) + within;
             if (x < START) {
                 if (position >= available) return REFUSED;
                 x = x << 16 | r->words[2 * position] | (uint32_t)r->words[2 * position + 1] << 8;

@@ -84,7 +84,7 @@ int coder_make(Model *m, const uint16_t *frequencies) {
     size_t tables = (size_t)m->tables;
     m->stepping = calloc(tables * ENTRIES, sizeof *m->stepping);
     m->decoding = calloc(tables * ENTRIES, sizeof *m->decoding);
-    m->slots = calloc(tables << PRECISION, 1);
+    m->slots = calloc(tables * 256, 1);
     if (!m->stepping || !m->decoding || !m->slots) return NO_MEMORY;
     for (size_t t = 0; t < tables; t++) {
         uint32_t start = 0;
@@ -96,7 +96,8 @@ int coder_make(Model *m, const uint16_t *frequencies) {
             step->gap = (uint16_t)((1u << PRECISION) - some);
             step->start = (uint16_t)start;
             m->decoding[t * ENTRIES + e] = f << PRECISION | (start & ((1u << PRECISION) - 1));
-            memset(m->slots + (t << PRECISION) + start, (int)e, f);
+            for (uint32_t slot = (start + 63) & ~63u; slot < start + f; slot += 64)
+                m->slots[t * 256 + (slot >> 6)] = (uint8_t)e;
             start += f;
         }
     }
@@ -111,6 +112,7 @@ static void dense_free(Dense *d) {
 
 void model_free(Model *m) {
     if (!m) return;
+    dense_free(&m->spread);
     dense_free(&m->unfold);
     for (int g = 0; g < SUBBANDS; g++) {
         dense_free(&m->nets[g].first);
@@ -118,7 +120,7 @@ void model_free(Model *m) {
         free(m->nets[g].first_flags);
         free(m->nets[g].head_flags);
     }
-    void *all[] = {m->spread, m->spread_bias, m->compand, m->root_integers, m->codes, m->plain, m->costs, m->table_of,
+    void *all[] = {m->spread_bias, m->compand, m->root_integers, m->codes, m->plain, m->costs, m->table_of,
                    m->low_of, m->escape_of, m->shift_of, m->entry_bits, m->stepping, m->decoding, m->slots};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(m);

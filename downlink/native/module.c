@@ -15,7 +15,7 @@
 
 #define CAPSULE "downlink._native.model"
 
-enum { BUFFERS_MOST = 32, PLANES_MOST = 1 << 10, TURN_MOST = 1 << 20 };
+enum { HYPER_MOST = 127, BUFFERS_MOST = 32, PLANES_MOST = 1 << 10, TURN_MOST = 1 << 20 };
 
 /* Buffers that are held during a call. */
 typedef struct {
@@ -126,11 +126,8 @@ static int fill(Model *m, PyObject *args) {
         m->fine > ENTRIES || m->scales < 96 || m->scales > ENTRIES || m->tables < 1 || m->tables >= ENTRIES)
         return refuse("a model of unknown shape");
     size_t rows = (size_t)m->scales * FRACTIONS, entries = (size_t)m->tables * ENTRIES;
-    size_t spread = (size_t)m->coarse * (size_t)m->hyper_latents * 9;
 #define COPY(field, number, bytes) \
     if (!(m->field = copied(o[number], bytes, #field))) return -1
-    COPY(spread, 0, spread);
-    COPY(spread_bias, 1, (size_t)m->coarse * 4);
     COPY(compand, 4, COMPAND_SIZE);
     COPY(root_integers, 5, ROOT_CHANNELS * ROOT_CHANNELS * 2);
     COPY(codes, 6, rows * COLUMNS * 2);
@@ -140,25 +137,39 @@ static int fill(Model *m, PyObject *args) {
     COPY(low_of, 10, rows * 4);
     COPY(escape_of, 11, rows * 4);
     COPY(shift_of, 12, rows);
-    COPY(entry_bits, 13, entries * 4);
+    COPY(entry_bits, 13, 4 << 16);
 #undef COPY
     Held held = {.count = 0};
     int result = -1;
-    const int words = (m->coarse + 3) / 4;
+    const int words = (m->coarse + 3) / 4, near = m->hyper_latents * 9, near_words = (near + 3) / 4;
     int8_t *packed = calloc((size_t)m->fine * 16, (size_t)words * 4);
+    int8_t *nearby = calloc((size_t)m->coarse, (size_t)near_words * 4);
+    int32_t *offset = calloc((size_t)m->coarse, sizeof *offset);
+    m->spread_bias = calloc((size_t)m->coarse + BLOCK_OUTPUTS, sizeof *m->spread_bias);
     const uint16_t *frequencies = hold(&held, o[14], entries * 2, 0, "frequencies");
     const int8_t *unfold = frequencies ? hold(&held, o[2], (size_t)m->fine * 16 * (size_t)m->coarse, 0, "unfold") : NULL;
     const int32_t *bias = unfold ? hold(&held, o[3], (size_t)m->fine * 64, 0, "unfold bias") : NULL;
-    if (bias && !tables_valid(m, frequencies)) {
-        if (packed)
+    const int8_t *spread = bias ? hold(&held, o[0], (size_t)m->coarse * (size_t)near, 0, "spread") : NULL;
+    const int32_t *spread_bias = spread ? hold(&held, o[1], (size_t)m->coarse * 4, 0, "spread bias") : NULL;
+    if (spread_bias && !tables_valid(m, frequencies)) {
+        if (packed && nearby && offset && m->spread_bias) {
             for (int row = 0; row < m->fine * 16; row++)
                 memcpy(packed + (size_t)row * (size_t)words * 4, unfold + (size_t)row * (size_t)m->coarse, (size_t)m->coarse);
-        if (!packed || dense_make(&m->unfold, words, m->fine * 16, packed, bias) || coder_make(m, frequencies))
+            for (int row = 0; row < m->coarse; row++) {
+                memcpy(nearby + (size_t)row * (size_t)near_words * 4, spread + (size_t)row * (size_t)near, (size_t)near);
+                for (int k = 0; k < near; k++) offset[row] -= 128 * spread[row * near + k];
+                m->spread_bias[row] = spread_bias[row];
+            }
+        }
+        if (!packed || !nearby || !offset || !m->spread_bias || dense_make(&m->unfold, words, m->fine * 16, packed, bias) ||
+            dense_make(&m->spread, near_words, m->coarse, nearby, offset) || coder_make(m, frequencies))
             PyErr_NoMemory();
         else
             result = 0;
     }
     free(packed);
+    free(nearby);
+    free(offset);
     release(&held);
     for (int g = 0; !result && g < SUBBANDS; g++) {
         if (!PyTuple_Check(nets[g])) return refuse("a network is no tuple");
@@ -189,6 +200,7 @@ static int code_of(Tile *t, Held *held, PyObject *model, PyObject *code, int pla
     if (!PyArg_ParseTuple(code, "O(iiii)OiOi", &levels, &t->counts[0], &t->counts[1], &t->counts[2], &t->counts[3], &turn,
                           &t->planes_per_chunk, &hyper_index, &t->hyper_limit))
         return -1;
+    if (t->hyper_limit < 0 || t->hyper_limit > HYPER_MOST) return refuse("hyper-latents are too large");
     t->planes = planes;
     t->height = height;
     t->width = width;
@@ -256,7 +268,7 @@ static PyObject *encode(PyObject *self, PyObject *args) {
     t.latent_out = maybe(&held, latent_out, large, "latent symbols", &failed);
     if (failed) goto out;
     for (size_t i = 0; i < small / 16 * (size_t)t.model->hyper_latents; i++)
-        if (t.hyper[i] > VALUE_MOST || t.hyper[i] < -VALUE_MOST) {
+        if (t.hyper[i] > HYPER_MOST || t.hyper[i] < -HYPER_MOST) {
             refuse("a hyper-latent is out of range");
             goto out;
         }
@@ -362,6 +374,11 @@ static PyObject *follow(PyObject *self, PyObject *args) {
     if (!(t.root_in = hold(&held, root, small * 4, 0, "root"))) goto out;
     if (!(t.latent_in = hold(&held, latent, product(&t, CHANNELS) * 4, 0, "latents"))) goto out;
     if (!(t.hyper = hold(&held, hyper, small / 16 * (size_t)t.model->hyper_latents * 4, 0, "hyper-latents"))) goto out;
+    for (size_t i = 0; i < small / 16 * (size_t)t.model->hyper_latents; i++)
+        if (t.hyper[i] > HYPER_MOST || t.hyper[i] < -HYPER_MOST) {
+            refuse("a hyper-latent is out of range");
+            goto out;
+        }
     static const size_t channels[SUBBANDS] = {1, 3, 12, 48}; /* of the root 16, at a sixteenth of the fields */
     for (int g = 0; g < SUBBANDS; g++) {
         if (!(t.index_out[g] = hold(&held, index[g], product(&t, channels[g]), 1, "indices"))) goto out;

@@ -32,6 +32,7 @@ typedef struct {
 typedef struct {
     int runs, fields, padded;
     Run run[RUNS_MOST];
+    uint16_t *quarters, *natural; /* of each field: its place in the quarters, and in the grid */
 } Phase;
 
 static Shape shape_of(int height, int width) {
@@ -40,10 +41,12 @@ static Shape shape_of(int height, int width) {
     return s;
 }
 
-static void phases_of(const Shape *s, Phase *phase) {
+static void phases_of(const Shape *s, Phase *phase, uint16_t *places) {
     for (int number = 0; number < 3; number++) {
         Phase *p = phase + number;
         p->runs = p->fields = 0;
+        p->quarters = places + 2 * number * SIDE_MOST * SIDE_MOST;
+        p->natural = p->quarters + SIDE_MOST * SIDE_MOST;
         for (int row = number == 1; row < s->height; row += number == 2 ? 1 : 2) {
             int column = number == 0 ? 0 : number == 1 ? 1 : (row + 1) & 1;
             int length = (s->width - column + 1) / 2;
@@ -51,7 +54,10 @@ static void phases_of(const Shape *s, Phase *phase) {
             int quarter = number == 0 ? A : number == 1 ? B : row & 1 ? C1 : C0;
             p->run[p->runs++] =
                 (Run){quarter, (row / 2 + 1) * s->stride, row * s->width + column, length, p->fields};
-            p->fields += length;
+            for (int i = 0; i < length; i++, p->fields++) {
+                p->quarters[p->fields] = (uint16_t)((size_t)quarter * s->size + (size_t)((row / 2 + 1) * s->stride + i));
+                p->natural[p->fields] = (uint16_t)(row * s->width + column + 2 * i);
+            }
         }
         p->padded = (p->fields + FIELDS - 1) / FIELDS * FIELDS;
     }
@@ -95,6 +101,7 @@ typedef struct {
     int32_t *values;                         /* [48][padded] */
     float *exact;                            /* [padded] */
     uint8_t *some;                           /* [padded] */
+    uint8_t *rows;                           /* of hyper-latents and features */
     uint8_t *zeros;
     Writer writer;
     Reader reader;
@@ -192,9 +199,11 @@ int walk_tile(Tile *t) {
     w.m = m;
     w.full = shape_of(t->height, t->width);
     w.small = shape_of(t->height / ROOT, t->width / ROOT);
-    phases_of(&w.small, w.phase[0]);
-    phases_of(&w.full, w.phase[1]);
     int failed = 0;
+    uint16_t *places = room(12 * SIDE_MOST * SIDE_MOST, sizeof *places, &failed);
+    if (failed) return NO_MEMORY;
+    phases_of(&w.small, w.phase[0], places);
+    phases_of(&w.full, w.phase[1], places + 6 * SIDE_MOST * SIDE_MOST);
     size_t planes = (size_t)t->planes, quarters = 4 * w.full.size, padded = 0, groups = 0, tail = 0;
     for (int i = 0; i < 6; i++) padded = largest(padded, (size_t)w.phase[i / 3][i % 3].padded);
     for (int g = 0; g < SUBBANDS; g++) {
@@ -224,6 +233,13 @@ int walk_tile(Tile *t) {
     w.values = room(CHANNELS_MOST * padded, sizeof *w.values, &failed);
     w.exact = room(padded, sizeof *w.exact, &failed);
     w.some = room(padded, 1, &failed);
+    const size_t coarse_fields = (fields / (ROOT * ROOT) + FIELDS - 1) / FIELDS * FIELDS;
+    const size_t words = (size_t)(m->spread.groups + m->unfold.groups);
+    if (words * coarse_fields > groups * padded) {
+        free(w.packed);
+        w.packed = room(words * coarse_fields, sizeof *w.packed, &failed);
+    }
+    w.rows = room((4 * words + 16 + BLOCK_OUTPUTS) * coarse_fields, 1, &failed);
     w.zeros = room(largest(padded, quarters), 1, &failed);
     int result = NO_MEMORY;
     if (!failed) {
@@ -235,7 +251,7 @@ int walk_tile(Tile *t) {
 #endif
     }
     void *all[] = {w.energy, w.smooth, w.own, w.around, w.earlier, w.smoothed, w.coarse, w.fine, w.root, w.toward,
-                   w.packed, w.beside, w.predicted, w.index, w.rest, w.mean, w.values, w.exact, w.some, w.zeros};
+                   w.packed, w.beside, w.predicted, w.index, w.rest, w.mean, w.values, w.exact, w.some, w.rows, w.zeros, places};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     writer_free(&w.writer);
     reader_free(&w.reader);

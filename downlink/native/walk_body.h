@@ -221,58 +221,73 @@ static void NAME(hear)(Walk *w, int plane) {
     uint8_t *coarse = w->coarse + (size_t)plane * (size_t)m->coarse * 4 * w->small.size;
     uint8_t *fine = w->fine + (size_t)plane * (size_t)m->fine * 4 * w->full.size;
     const int padded = (fields + FIELDS - 1) / FIELDS * FIELDS;
-    uint32_t *x = w->packed; /* rows of four features each */
-    int32_t sum[SIDE_MOST * SIDE_MOST / 16 + FIELDS];
-    for (int quad = 0; quad < m->unfold.groups; quad++)
-        for (int f = 0; f < padded; f++) x[quad * padded + f] = 0;
-    for (int o = 0; o < m->coarse; o++) {
-        for (int f = 0; f < fields; f++) sum[f] = 0;
-        for (int c = 0; c < latents; c++)
-            for (int k = 0; k < 9; k++) {
-                const int weight = m->spread[(o * latents + c) * 9 + k], down = k / 3 - 1, right = k % 3 - 1;
-                if (!weight) continue;
-                const int first = right < 0, last = right > 0 ? wide - 1 : wide;
-                for (int row = down < 0; row < (down > 0 ? high - 1 : high); row++) {
-                    const int32_t *from = hyper + c * fields + (row + down) * wide + right;
-                    int32_t *to = sum + row * wide;
-                    for (int col = first; col < last; col++) to[col] += weight * from[col];
-                }
-            }
-        for (int row = 0; row < high; row++)
-            for (int col = 0; col < wide; col++) {
-                int32_t value = NAME(bounded)((8 * sum[row * wide + col] + m->spread_bias[o]) >> 6, 0, 255);
-                int quarter = (row & 1 ? C1 : A) + (col & 1 ? C0 : 0); /* A + C0 = C0, C1 + C0 = B */
-                coarse[((size_t)o * 4 + (size_t)quarter) * w->small.size +
-                       (size_t)((row / 2 + 1) * w->small.stride + col / 2)] = (uint8_t)value;
-                x[(o / 4) * padded + row * wide + col] |= (uint32_t)value << 8 * (o % 4);
-            }
-    }
-    uint16_t list[ENTRIES];
-    for (int g = 0; g < m->unfold.groups; g++) list[g] = (uint16_t)g;
-    uint8_t out[16 * BLOCK_OUTPUTS * FIELDS]; /* sixteen outputs at least: a feature's blocks of 4 x 4 */
-    int32_t sums[BLOCK_OUTPUTS][FIELDS];
-    for (int first = 0; first < fields; first += FIELDS)
-        for (int block = 0; block < m->unfold.blocks; block += 2) {
-            for (int half = 0; half < 2; half++) {
-                NAME(sums)(&m->unfold, block + half, x + first, (size_t)padded, list, m->unfold.groups,
-                           m->unfold.bias + (block + half) * BLOCK_OUTPUTS, sums);
-                for (int o = 0; o < BLOCK_OUTPUTS; o++)
-                    for (int f = 0; f < FIELDS; f++)
-                        out[(half * BLOCK_OUTPUTS + o) * FIELDS + f] = (uint8_t)NAME(bounded)(sums[o][f] >> 6, 0, 255);
-            }
-            uint8_t *quarters = fine + (size_t)(block / 2) * 4 * w->full.size;
-            int row = first / wide, col = first % wide;
-            for (int f = 0; f < FIELDS && first + f < fields; f++) {
-                for (int i = 0; i < 4; i++)
-                    for (int j = 0; j < 4; j++) {
-                        int quarter = (i & 1 ? C1 : A) + (j & 1 ? C0 : 0);
-                        quarters[(size_t)quarter * w->full.size +
-                                 (size_t)((2 * row + i / 2 + 1) * w->full.stride + 2 * col + j / 2)] =
-                            out[(i * 4 + j) * FIELDS + f];
-                    }
-                if (++col == wide) col = 0, row++;
+    uint32_t *x = w->packed, *seen = x + (size_t)m->spread.groups * (size_t)padded;
+    uint8_t *rows = w->rows; /* neighbours of every field, one row each: hyper-latents are offset by 128 */
+    memset(rows, 128, (size_t)m->spread.groups * 4 * (size_t)padded);
+    for (int c = 0; c < latents; c++)
+        for (int k = 0; k < 9; k++) {
+            const int down = k / 3 - 1, right = k % 3 - 1, first = right < 0, last = right > 0 ? wide - 1 : wide;
+            uint8_t *out = rows + (size_t)(c * 9 + k) * (size_t)padded;
+            for (int row = down < 0; row < (down > 0 ? high - 1 : high); row++) {
+                const int32_t *from = hyper + c * fields + (row + down) * wide + right;
+                for (int col = first; col < last; col++) out[row * wide + col] = (uint8_t)(128 + from[col]);
             }
         }
+    for (int g = 0; g < m->spread.groups; g++) {
+        const uint8_t *a = rows + 4 * g * padded, *b = a + padded, *c = b + padded, *d = c + padded;
+        for (int f = 0; f < padded; f++)
+            x[g * padded + f] = a[f] | (uint32_t)b[f] << 8 | (uint32_t)c[f] << 16 | (uint32_t)d[f] << 24;
+    }
+    uint16_t list[ENTRIES];
+    for (int g = 0; g < ENTRIES; g++) list[g] = (uint16_t)g;
+    int32_t out[BLOCK_OUTPUTS][FIELDS];
+    for (int f = 0; f < padded; f += FIELDS)
+        for (int block = 0; block < m->spread.blocks; block++) {
+            NAME(sums)(&m->spread, block, x + f, (size_t)padded, list, m->spread.groups,
+                       m->spread.bias + block * BLOCK_OUTPUTS, out);
+            for (int o = 0; o < BLOCK_OUTPUTS; o++) {
+                int32_t bias = m->spread_bias[block * BLOCK_OUTPUTS + o];
+                uint8_t *to = rows + (size_t)(block * BLOCK_OUTPUTS + o) * (size_t)padded + f;
+                for (int i = 0; i < FIELDS; i++) to[i] = (uint8_t)NAME(bounded)((8 * out[o][i] + bias) >> 6, 0, 255);
+            }
+        }
+    for (int o = m->coarse; o < 4 * m->unfold.groups; o++) memset(rows + o * padded, 0, (size_t)padded);
+    for (int g = 0; g < m->unfold.groups; g++) {
+        const uint8_t *a = rows + 4 * g * padded, *b = a + padded, *c = b + padded, *d = c + padded;
+        for (int f = 0; f < padded; f++)
+            seen[g * padded + f] = a[f] | (uint32_t)b[f] << 8 | (uint32_t)c[f] << 16 | (uint32_t)d[f] << 24;
+    }
+    for (int o = 0; o < m->coarse; o++)
+        for (int row = 0; row < high; row++)
+            for (int col = 0; col < wide; col++) {
+                int quarter = (row & 1 ? C1 : A) + (col & 1 ? C0 : 0); /* A + C0 = C0, C1 + C0 = B */
+                coarse[((size_t)o * 4 + (size_t)quarter) * w->small.size +
+                       (size_t)((row / 2 + 1) * w->small.stride + col / 2)] = rows[o * padded + row * wide + col];
+            }
+    for (int block = 0; block < m->unfold.blocks; block += 2) {
+        /* sixteen outputs, which are a feature's 4 x 4 fields to each coarse one */
+        for (int f = 0; f < padded; f += FIELDS)
+            for (int half = 0; half < 2; half++) {
+                NAME(sums)(&m->unfold, block + half, seen + f, (size_t)padded, list, m->unfold.groups,
+                           m->unfold.bias + (block + half) * BLOCK_OUTPUTS, out);
+                for (int o = 0; o < BLOCK_OUTPUTS; o++)
+                    for (int i = 0; i < FIELDS; i++)
+                        rows[(half * BLOCK_OUTPUTS + o) * padded + f + i] =
+                            (uint8_t)NAME(bounded)(out[o][i] >> 6, 0, 255);
+            }
+        uint8_t *quarters = fine + (size_t)(block / 2) * 4 * w->full.size;
+        for (int i = 0; i < 4; i++)
+            for (int odd = 0; odd < 2; odd++)
+                for (int row = 0; row < high; row++) {
+                    const uint8_t *left = rows + (4 * i + odd) * padded + row * wide, *right = left + 2 * padded;
+                    uint8_t *to = quarters + (size_t)((i & 1 ? C1 : A) + (odd ? C0 : 0)) * w->full.size +
+                                  (2 * row + i / 2 + 1) * w->full.stride;
+                    if (wide == 8)
+                        for (int col = 0; col < 8; col++) to[2 * col] = left[col], to[2 * col + 1] = right[col];
+                    else
+                        for (int col = 0; col < wide; col++) to[2 * col] = left[col], to[2 * col + 1] = right[col];
+                }
+    }
 }
 
 /* What neighbours predict of the root's first channel: `beside` (two rows) and `predicted`. */
@@ -386,26 +401,19 @@ static void NAME(expect)(Walk *w, int group, int plane, int phase) {
         }
 }
 
+INLINE uint64_t NAME(eight)(const uint8_t *bytes) {
+    uint64_t word;
+    memcpy(&word, bytes, sizeof word);
+    return word;
+}
+
 /* ---- guides: who knows the symbols of a stop. They fill `own` (zeros before), and the root. */
 
-INLINE void NAME(keep_own)(Walk *w, int channel, const Phase *p, size_t size, const int32_t *values) {
-    uint8_t *own = w->own + (size_t)channel * 4 * size;
-    for (int r = 0; r < p->runs; r++) {
-        const Run *run = p->run + r;
-        uint8_t *to = own + (size_t)run->quarter * size + run->offset;
-        for (int i = 0; i < run->length; i++) to[i] = (uint8_t)magnitude(w->m, values[run->at + i]);
-    }
-}
-
-INLINE void NAME(put)(const Phase *p, const int32_t *values, int32_t *out) {
-    for (int r = 0; r < p->runs; r++)
-        for (int i = 0; i < p->run[r].length; i++) out[p->run[r].natural + 2 * i] = values[p->run[r].at + i];
-}
-
-INLINE void NAME(put_floats)(const Phase *p, const int32_t *values, float scale, float *out) {
-    for (int r = 0; r < p->runs; r++)
-        for (int i = 0; i < p->run[r].length; i++)
-            out[p->run[r].natural + 2 * i] = (float)values[p->run[r].at + i] * scale;
+/* What becomes of the symbols of a channel that are not zero: magnitudes, and their places in the grid. */
+INLINE void NAME(keep)(const Walk *w, uint8_t *own, const Phase *p, int f, int32_t q, int32_t *whole, float *value) {
+    own[p->quarters[f]] = (uint8_t)magnitude(w->m, q);
+    if (whole) whole[p->natural[f]] = q;
+    if (value) value[p->natural[f]] = (float)q;
 }
 
 INLINE void NAME(gather)(const Phase *p, const float *from, float *restrict to) {
@@ -436,12 +444,6 @@ INLINE int32_t NAME(lowered)(const Walk *w, int32_t q, float exact, int index, c
     return there < bound ? q - toward : q;
 }
 
-INLINE uint64_t NAME(eight)(const uint8_t *bytes) {
-    uint64_t word;
-    memcpy(&word, bytes, sizeof word);
-    return word;
-}
-
 static int NAME(decide)(Walk *w, int group, int plane, int phase) {
     Tile *t = w->t;
     const Shape *s = group ? &w->full : &w->small;
@@ -455,7 +457,8 @@ static int NAME(decide)(Walk *w, int group, int plane, int phase) {
     for (int c = 0; c < channels; c++, exact += fields) {
         const uint8_t *index = w->index + (size_t)c * padded;
         const int32_t *mean = c < MEANS_OF[group] ? w->mean + (size_t)c * padded : NULL;
-        int32_t *q = w->values;
+        int32_t *restrict q = w->values;
+        uint8_t *restrict some = w->some;
         float *x = w->exact;
         NAME(gather)(p, exact, x);
         int32_t any = 0;
@@ -467,9 +470,23 @@ static int NAME(decide)(Walk *w, int group, int plane, int phase) {
             q[f] = (int32_t)nearest;
             any |= q[f];
         }
-        if (any && t->price > 0)
-            for (int f = 0; f < count; f++)
-                if (q[f]) q[f] = NAME(lowered)(w, q[f], x[f], index[f], mean ? mean + f : NULL);
+        if (any) {
+            for (int f = 0; f < count; f++) some[f] = q[f] != 0;
+            memset(some + count, 0, 8);
+            uint8_t *own = w->own + (size_t)c * 4 * s->size;
+            int32_t *whole = NULL;
+            if (!group) whole = w->root + ((size_t)plane * ROOT_CHANNELS + (size_t)c) * fields;
+            if (group && t->latent_out)
+                whole = t->latent_out + ((size_t)plane * CHANNELS + (size_t)(FIRST_OF[group] + c)) * fields;
+            for (int first = 0; first < count; first += 8) {
+                if (!NAME(eight)(some + first)) continue;
+                for (int f = first; f < first + 8; f++) {
+                    if (!some[f]) continue;
+                    if (t->price > 0) q[f] = NAME(lowered)(w, q[f], x[f], index[f], mean ? mean + f : NULL);
+                    if (q[f]) NAME(keep)(w, own, p, f, q[f], whole, NULL);
+                }
+            }
+        }
         if (t->measures) {
             float squares[16] = {0};
             for (int f = 0; f < count; f++) {
@@ -478,25 +495,7 @@ static int NAME(decide)(Walk *w, int group, int plane, int phase) {
             }
             for (int k = 0; k < 16; k++) error += (double)squares[k];
         }
-        if (any) {
-            NAME(keep_own)(w, c, p, s->size, q);
-            if (!group) NAME(put)(p, q, w->root + ((size_t)plane * ROOT_CHANNELS + (size_t)c) * fields);
-            if (group && t->latent_out)
-                NAME(put)(p, q, t->latent_out + ((size_t)plane * CHANNELS + (size_t)(FIRST_OF[group] + c)) * fields);
-        }
-        /* Most symbols of high channels are certain zeros: eight of them pass at once. */
-        const uint8_t *some = index;
-        if (mean || any) {
-            for (int f = 0; f < count; f++) w->some[f] = index[f] | (q[f] != 0) | (mean != NULL);
-            some = w->some;
-        }
-        for (int f = 0, from; f < count;) {
-            for (from = f; f + 8 <= count && !NAME(eight)(some + f);) f += 8;
-            writer_certain(&w->writer, f - from);
-            for (from = f; f < count && (f + 8 > count || NAME(eight)(some + f));) f += 8;
-            f = f < count ? f : count;
-            if (writer_put(&w->writer, q + from, index + from, mean ? mean + from : NULL, f - from)) return NO_MEMORY;
-        }
+        if (writer_put(&w->writer, any ? q : NULL, index, mean, count)) return NO_MEMORY;
     }
     t->error += error;
     return writer_end_segment(&w->writer);
@@ -511,19 +510,24 @@ static int NAME(read)(Walk *w, int group, int plane, int phase) {
     float *out = group ? t->value + ((size_t)plane * CHANNELS + (size_t)FIRST_OF[group]) * fields
                        : t->root_value + (size_t)plane * ROOT_CHANNELS * fields;
     if (!w->reading) { /* the prior's means stand for what is not there, and contexts see zeros */
-        for (int c = 0; c < means; c++) NAME(put_floats)(p, w->mean + (size_t)c * padded, 0.125f, out + (size_t)c * fields);
+        for (int c = 0; c < means; c++)
+            for (int f = 0; f < p->fields; f++)
+                out[(size_t)c * fields + p->natural[f]] = (float)w->mean[(size_t)c * padded + (size_t)f] * 0.125f;
         return FINE;
     }
     int result = reader_take(&w->reader, w->index, w->mean, means, channels, p->fields, p->padded, w->values);
     if (result) return result;
     for (int c = 0; c < channels; c++) {
-        const int32_t *values = w->values + (size_t)c * padded;
-        int32_t any = 0;
-        for (int f = 0; f < p->fields; f++) any |= values[f];
-        if (!any) continue;
-        NAME(keep_own)(w, c, p, s->size, values);
-        NAME(put_floats)(p, values, 1.0f, out + (size_t)c * fields);
-        if (!group) NAME(put)(p, values, w->root + ((size_t)plane * ROOT_CHANNELS + (size_t)c) * fields);
+        int32_t *values = w->values + (size_t)c * padded;
+        int32_t *whole = group ? NULL : w->root + ((size_t)plane * ROOT_CHANNELS + (size_t)c) * fields;
+        uint8_t *own = w->own + (size_t)c * 4 * s->size;
+        for (int first = 0; first < p->fields; first += 8) {
+            int32_t any = 0;
+            for (int f = 0; f < 8; f++) any |= values[first + f]; /* there is room beyond the last */
+            if (!any) continue;
+            for (int f = first; f < first + 8 && f < p->fields; f++)
+                if (values[f]) NAME(keep)(w, own, p, f, values[f], whole, out + (size_t)c * fields);
+        }
     }
     return FINE;
 }
@@ -537,17 +541,14 @@ static int NAME(follow)(Walk *w, int group, int plane, int phase) {
     const int32_t *from = group ? t->latent_in + ((size_t)plane * CHANNELS + (size_t)FIRST_OF[group]) * fields
                                 : t->root_in + (size_t)plane * ROOT_CHANNELS * fields;
     for (int c = 0; c < channels; c++, from += fields) {
-        size_t at = ((size_t)plane * (size_t)channels + (size_t)c) * fields;
-        for (int r = 0; r < p->runs; r++)
-            for (int i = 0; i < p->run[r].length; i++) {
-                int place = p->run[r].natural + 2 * i, f = p->run[r].at + i;
-                w->values[f] = from[place];
-                t->index_out[group][at + (size_t)place] = w->index[(size_t)c * padded + (size_t)f];
-                if (c < MEANS_OF[group])
-                    t->mean_out[group][at + (size_t)place] = w->mean[(size_t)c * padded + (size_t)f];
-            }
-        NAME(keep_own)(w, c, p, s->size, w->values);
-        if (!group) NAME(put)(p, w->values, w->root + ((size_t)plane * ROOT_CHANNELS + (size_t)c) * fields);
+        const size_t at = ((size_t)plane * (size_t)channels + (size_t)c) * fields;
+        int32_t *whole = group ? NULL : w->root + ((size_t)plane * ROOT_CHANNELS + (size_t)c) * fields;
+        for (int f = 0; f < p->fields; f++) {
+            const size_t place = p->natural[f];
+            t->index_out[group][at + place] = w->index[(size_t)c * padded + (size_t)f];
+            if (c < MEANS_OF[group]) t->mean_out[group][at + place] = w->mean[(size_t)c * padded + (size_t)f];
+            NAME(keep)(w, w->own + (size_t)c * 4 * s->size, p, f, from[place], whole, NULL);
+        }
     }
     return FINE;
 }
@@ -569,14 +570,26 @@ static int NAME(means_known)(Walk *w) {
     }
     for (int plane = 0; plane < t->planes; plane++) {
         const int32_t *root = w->root + (size_t)plane * ROOT_CHANNELS * (size_t)small;
-        for (int row = 0; row < high; row++)
-            for (int col = 0; col < wide; col++) {
-                int64_t sum = 0;
-                const int32_t *q = root + (row / ROOT) * w->small.width + col / ROOT;
-                const int16_t *weight = m->root_integers + ((row % ROOT) * ROOT + col % ROOT) * ROOT_CHANNELS;
-                for (int c = 0; c < ROOT_CHANNELS; c++) sum += (int64_t)weight[c] * q[c * small];
-                mean[row * wide + col] = clip(sum >> 7, NEAR_LIMIT);
+        int32_t most = 0;
+        for (int i = 0; i < ROOT_CHANNELS * small; i++) {
+            int32_t size = root[i] < 0 ? -root[i] : root[i];
+            most = size > most ? size : most;
+        }
+        for (int place = 0; place < ROOT * ROOT; place++) {
+            const int16_t *weight = m->root_integers + place * ROOT_CHANNELS;
+            for (int f = 0; f < small; f++) {
+                int32_t *to = mean + (f / w->small.width * ROOT + place / ROOT) * wide + f % w->small.width * ROOT + place % ROOT;
+                if (most < 1 << 16) { /* 16 weights below 2^9 */
+                    int32_t sum = 0;
+                    for (int c = 0; c < ROOT_CHANNELS; c++) sum += weight[c] * root[c * small + f];
+                    *to = clip(sum >> 7, NEAR_LIMIT);
+                } else {
+                    int64_t sum = 0;
+                    for (int c = 0; c < ROOT_CHANNELS; c++) sum += (int64_t)weight[c] * root[c * small + f];
+                    *to = clip(sum >> 7, NEAR_LIMIT);
+                }
             }
+        }
         int32_t *across = slopes + (size_t)plane * 2 * (size_t)fields, *down = across + fields;
         for (int row = 0; row < high; row++)
             for (int col = 0; col < wide; col++) {
@@ -600,13 +613,30 @@ static int NAME(means_known)(Walk *w) {
             }
         NAME(smooth)(&w->full, steep, w->smoothed + (size_t)plane * EARLIER * 4 * w->full.size, 1);
     }
-    for (int plane = 0; plane < turned; plane++)
-        for (int i = 0; i < 2 * fields; i++) {
-            int64_t sum = 0;
-            for (int other = 0; other < known; other++)
-                sum += t->turn[plane * known + other] * slopes[(size_t)other * 2 * (size_t)fields + (size_t)i];
-            w->toward[(size_t)plane * 2 * (size_t)fields + (size_t)i] = clip(sum >> 6, NEAR_LIMIT);
-        }
+    int32_t steepest = 0;
+    for (int i = 0; i < known * 2 * fields; i++) {
+        int32_t size = slopes[i] < 0 ? -slopes[i] : slopes[i];
+        steepest = size > steepest ? size : steepest;
+    }
+    for (int plane = 0; plane < turned; plane++) {
+        const int64_t *turn = t->turn + plane * known;
+        int32_t *toward = w->toward + (size_t)plane * 2 * (size_t)fields;
+        int64_t whole = 0;
+        for (int other = 0; other < known; other++) whole += turn[other] < 0 ? -turn[other] : turn[other];
+        if (whole * steepest < INT32_MAX) {
+            for (int other = 0; other < known; other++) {
+                const int32_t by = (int32_t)turn[other], *slope = slopes + (size_t)other * 2 * (size_t)fields;
+                for (int i = 0; i < 2 * fields; i++) toward[i] += by * slope[i];
+            }
+            for (int i = 0; i < 2 * fields; i++) toward[i] = NAME(bounded)(toward[i] >> 6, -NEAR_LIMIT, NEAR_LIMIT);
+        } else
+            for (int i = 0; i < 2 * fields; i++) {
+                int64_t sum = 0;
+                for (int other = 0; other < known; other++)
+                    sum += turn[other] * slopes[(size_t)other * 2 * (size_t)fields + (size_t)i];
+                toward[i] = clip(sum >> 6, NEAR_LIMIT);
+            }
+    }
     free(slopes);
     free(mean);
     return FINE;
