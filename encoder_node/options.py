@@ -75,8 +75,8 @@ def target_options(command: Command) -> Command:
             default="equal",
             show_default=True,
             metavar="W",
-            help="How much each band's error counts: equal; balanced (relative to the band's deviation); noise (relative "
-            "to its noise); visible (red, green and blue four times); B04=4,B03=4 …",
+            help="How much each band's error counts: equal; balanced (relative to the band's deviation); noise "
+            "(relative to its noise); visible (red, green and blue four times); B04=4,B03=4 …",
         ),
         click.option("--bytes", "stream_bytes", type=int, metavar="N", help="The stream may not exceed N bytes."),
         click.option("--bits-per-sample", type=float, metavar="R", help="Aim at this rate, within 2 %."),

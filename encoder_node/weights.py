@@ -26,8 +26,8 @@ BY_NAME = (EQUAL, BALANCED, NOISE, VISIBLE)
 LOOKED_AT = 4.0
 """How many times a visible band counts."""
 _COLOURS_NM = ((464.0, 530.0), (531.0, 600.0), (620.0, 700.0))
-"""Centre wavelengths of blue, green and red: hyperspectral sensors have many of each, Sentinel-2 and Landsat one; coastal
-(443 nm) and red-edge (705 nm) bands lie outside."""
+"""Centre wavelengths of blue, green and red: hyperspectral sensors have many of each, Sentinel-2 and Landsat one;
+coastal (443 nm) and red-edge (705 nm) bands lie outside."""
 _COLOUR_NAMES = (
     "red",
     "green",
