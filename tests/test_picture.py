@@ -14,13 +14,14 @@ from downlink.plane import PARTITIONS as ON_BOARD  # noqa: E402
 from downlink.plane import Moments  # noqa: E402
 from downlink.repeat import Repeat, Repetition  # noqa: E402
 from tests import scenes  # noqa: E402
-from training.config import Augment, Corpus, Run  # noqa: E402
+from training.config import Augment, ConfigError, Corpus, Run  # noqa: E402
 from training.corpus import (  # noqa: E402
     PARTITIONS,
     Picture,
     Sampler,
     coefficients,
     planes_of,
+    read_corpus,
     read_picture,
     subband_covariances,
 )
@@ -54,6 +55,21 @@ def test_bands_repeated_in_twos_are_found_and_the_picture_begins_with_their_bloc
     assert picture.pixels.shape == (3, 78, 88)
     assert (picture.pixels == pixels[:3, 1:79, 1:89]).all()
     assert (picture.pixels[1, ::2, ::2].repeat(2, axis=0).repeat(2, axis=1) == picture.pixels[1]).all()
+
+
+def test_a_run_may_want_some_files_and_some_bands_and_hold_out_places(tmp_path: Path):
+    """Names are told apart by their beginnings: a place of a source as well as the source."""
+    made = scenes.pixels(1, 3, 64, 64, nodata=None)
+    for name in ("a__x_0.tif", "a__x_1.tif", "a__y_0.tif", "b__x_0.tif"):
+        write(tmp_path / name, made)
+    write(tmp_path / "a__short.tif", made[:2])
+    config = Corpus(sources=("a",), bands=(3, 1), validation_sources=("a__x",))
+    training, held = read_corpus(tmp_path, config)
+    assert [picture.name for picture in training] == ["a__y_0.tif"]
+    assert [picture.name for picture in held] == ["a__x_0.tif", "a__x_1.tif"]
+    assert (training[0].pixels == made[[2, 0]]).all()
+    with pytest.raises(ConfigError, match="no 8/16-bit integer raster of c with bands 1 among 5 files"):
+        read_corpus(tmp_path, Corpus(sources=("c",), bands=(1,)))
 
 
 def test_holes_become_the_mean(tmp_path: Path):

@@ -16,6 +16,7 @@ from click.testing import CliRunner  # noqa: E402
 from downlink.bundle import Bundle  # noqa: E402
 from downlink.context import COMPAND_LIMIT, LEVEL_LIMIT  # noqa: E402
 from tests import scenes  # noqa: E402
+from training import weights  # noqa: E402
 from training.check import check_exact  # noqa: E402
 from training.config import ConfigError, Model, Run, read_config  # noqa: E402
 from training.corpus import PARTITIONS, Batch, Picture, Sampler, coefficients, planes_of, subband_covariances  # noqa: E402
@@ -25,6 +26,7 @@ from training.model import ACTIVATION_LIMIT, PlaneCodec, Synthesis  # noqa: E402
 from training.objective import measure  # noqa: E402
 from training.rate import bits, deviation_of  # noqa: E402
 from training.warmstart import relative_deviations  # noqa: E402
+from training.weights import find_weights  # noqa: E402
 
 SMALL = """
 name = "small"
@@ -158,6 +160,19 @@ def batch_of(picture: Picture, step: float, side: int = 128) -> Batch:
     values = coefficients(pixels, picture.mean, picture.factors)
     parts = planes_of(values, picture.covariances, picture.factors, PARTITIONS[-1], step)
     return Batch(*(torch.from_numpy(part[None]) for part in parts))
+
+
+def test_weights_are_found_by_path_name_or_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    for name in ("some-0.9.0", "some-0.10.0", "some-other-1.0.0"):
+        (tmp_path / f"{name}.pt").touch()
+    assert find_weights("some") == tmp_path / "some-0.10.0.pt"
+    assert find_weights("some-0.9.0") == tmp_path / "some-0.9.0.pt"
+    assert find_weights(str(tmp_path / "some-other-1.0.0.pt")) == tmp_path / "some-other-1.0.0.pt"
+    with pytest.raises(
+        ConfigError, match=r"nor a released bundle with weights \(some-0.10.0, some-0.9.0"
+    ):
+        find_weights("else")
 
 
 def test_the_warm_start_is_already_a_transform_codec():

@@ -21,24 +21,38 @@ from downlink.errors import DownlinkError
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder: log, checkpoints.")
 @click.option("--resume", is_flag=True, help="Go on from this run's checkpoint.")
 @click.option(
-    "--start", type=click.Path(path_type=Path, exists=True), help="Begin from another run's best.pt (fine-tuning)."
+    "--start",
+    metavar="RUN",
+    help="Fine-tune: begin from the weights of a released bundle (universal) or of a run (runs/mine/best.pt).",
 )
+@click.option("--bands", metavar="1,2,3", help="Bands to train on, numbered from 1. Default: all.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, e.g. schedule.minutes=10."
 )
-def train(config: Path, data: Path, out: Path, resume: bool, start: Path | None, overrides: tuple[str, ...]) -> None:
+def train(
+    config: Path,
+    data: Path,
+    out: Path,
+    resume: bool,
+    start: str | None,
+    bands: str | None,
+    overrides: tuple[str, ...],
+) -> None:
     """Train a codec from a TOML config.
 
     \b
       downlink train training/configs/universal.toml --data DIR --out runs/universal
-      downlink train training/configs/universal.toml --data DIR --out runs/mine --start runs/universal/best.pt \\
-          --set schedule.minutes=10
+      downlink train training/configs/mine.toml --data DIR --out runs/mine --start universal --bands 2,3,4,8
     """
     from training.config import read_config
     from training.train import train as run_training
+    from training.weights import find_weights
 
+    if bands:
+        overrides = (*overrides, f"corpus.bands=[{bands}]")
     try:
-        best = run_training(read_config(config, overrides), data, out, resume=resume, start=start)
+        found = None if start is None else find_weights(start)
+        best = run_training(read_config(config, overrides), data, out, resume=resume, start=found)
     except DownlinkError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"best weights: {best}")

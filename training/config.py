@@ -22,8 +22,13 @@ class Corpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     splits: tuple[str, ...] = ("train",)
     """`suggested_split` values to train on, when the folder has a manifest.json; otherwise every raster is used."""
+    sources: tuple[str, ...] = ()
+    """File names begin with one of these; every raster, if there are none. For a bundle of one sensor's chain."""
+    bands: tuple[int, ...] = ()
+    """Bands to train on, numbered from 1; all, if there are none. Rasters that lack one are left out."""
     validation_sources: tuple[str, ...] = ()
-    """File-name prefixes (before `__`) held out for validation: whole sources, never random patches."""
+    """File names that begin with one of these are held out for validation: whole sources or places, never random
+    patches."""
     validation_share: float = 0.05
     """Share of files held out when no source is named."""
     crop: int = 128

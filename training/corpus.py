@@ -54,14 +54,15 @@ def _valid(pixels: NDArray[np.generic], nodata: float | None) -> NDArray[np.bool
     return (pixels != nodata).all(axis=0)
 
 
-def read_picture(path: Path) -> Picture | None:
-    """Read one raster; None if its type is not an 8/16-bit integer or nothing in it is valid."""
+def read_picture(path: Path, bands: tuple[int, ...] = ()) -> Picture | None:
+    """Read one raster, or some of its bands, numbered from 1; None if its type is not an 8/16-bit integer, a band is
+    not there or nothing in it is valid."""
     import rasterio
 
     with rasterio.open(path) as dataset:
-        if dataset.dtypes[0] not in INTEGER_TYPES:
+        if dataset.dtypes[0] not in INTEGER_TYPES or max(bands, default=0) > dataset.count:
             return None
-        pixels = dataset.read()
+        pixels = dataset.read(list(bands) or None)
         nodata = dataset.nodata
     valid = _valid(pixels, nodata)
     if valid.sum() < 1024:
@@ -129,13 +130,18 @@ def read_corpus(folder: Path, config: Corpus) -> tuple[list[Picture], list[Pictu
         paths = [folder / row["file"] for row in rows if row["suggested_split"] in config.splits]
     else:
         paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".tif", ".tiff", ".jp2"))
-    pictures = [picture for path in paths if (picture := read_picture(path)) is not None]
+    found = len(paths)
+    if config.sources:
+        paths = [path for path in paths if path.name.startswith(config.sources)]
+    pictures = [picture for path in paths if (picture := read_picture(path, config.bands)) is not None]
     if not pictures:
+        wanted = f" of {', '.join(config.sources)}" if config.sources else ""
+        wanted += f" with bands {', '.join(map(str, config.bands))}" if config.bands else ""
         raise ConfigError(
-            f"{folder}: no 8/16-bit integer raster among {len(paths)} files; point --data at a folder of GeoTIFFs"
+            f"{folder}: no 8/16-bit integer raster{wanted} among {found} files; point --data at a folder of GeoTIFFs"
         )
     if config.validation_sources:
-        held = [p for p in pictures if p.source in config.validation_sources]
+        held = [p for p in pictures if p.name.startswith(config.validation_sources)]
     else:
         held = pictures[:: max(2, round(1 / max(config.validation_share, 1e-6)))]
     names = {p.name for p in held}
