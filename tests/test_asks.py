@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,6 +22,7 @@ from decoder_node.cli import main as ground_cli
 from decoder_node.inbox import Inbox
 from decoder_node.ledger import Ledger, LedgerError
 from decoder_node.receiver import Receiver
+from downlink.bundle import Bundle, released
 from downlink.chunk import Kind
 from downlink.errors import LinkError
 from downlink.frame import Answer, Ask, Verdict
@@ -31,9 +34,9 @@ from downlink.stream import StreamReader
 from downlink.tile import Window
 from encoder_node.cli import main as edge_cli
 from encoder_node.outbox import Outbox
-from encoder_node.outbox_file import OutboxError
 from encoder_node.sender import Options, Sender
 from tests import scenes
+from tests.nodes import send, serve
 from tests.streams import Stream, stream
 
 
@@ -524,14 +527,58 @@ def test_an_outbox_of_the_second_version_is_brought_up_to_date(tmp_path: Path, b
     assert again.load(made.id, [0])[0].content == made.chunks[0]
 
 
-def test_the_streams_of_a_real_scene_are_refined_where_it_is_asked(tmp_path: Path) -> None:
-    """The chunks of a region, and the first layer, are what a decoder needs for that region."""
+def test_a_bundle_is_installed_over_the_link_and_used_and_rolled_back(tmp_path: Path) -> None:
+    """Real nodes: `ask install`, a link that is cut by a restart of the edge, a watched scene, `ask rollback`."""
+    made = tmp_path / "made"
+    shutil.copytree(str(released("universal")), made)
+    stated = json.loads((made / "bundle.json").read_bytes())
+    (made / "bundle.json").write_text(json.dumps({**stated, "version": "99.9"}))
+    ground, address = serve(tmp_path)
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    edge = send(tmp_path, address, "--watch", str(watched))
+    try:
+        edge.wait_for("started")
+        asked = ask(tmp_path, "install", str(made))
+        assert edge.wait_for("trying bundle")["bundle"] == Bundle.read(made).id.hex()
+        edge.kill()
+        edge = send(tmp_path, address, "--watch", str(watched))
+        assert ground.wait_for("answered")["ask"] == asked.ask_id
+        [entry] = listed_asks(tmp_path)
+        assert (entry.state, entry.message) == ("done", f"bundle {Bundle.read(made).id.hex()[:12]} is active")
+        assert list((tmp_path / "archive" / "asks").iterdir()) == []
+        np.save(watched / "patch.npy", scenes.pixels(bands=2, height=64, width=64))
+        scene = edge.wait_for("delivered")["scene"]
+        with (tmp_path / "archive" / "streams" / f"{scene}.dl").open("rb") as file:
+            assert StreamReader(file).manifest.bundle == Bundle.read(made).id
+        back = ask(tmp_path, "rollback")
+        for _ in range(300):
+            if (last := listed_asks(tmp_path)[-1]).state != "waiting":
+                break
+            time.sleep(0.05)
+        assert (last.ask_id, last.state, last.message) == (
+            back.ask_id, "done", "the operator's own bundle is active again",
+        )  # fmt: skip
+        shown = CliRunner().invoke(edge_cli, ["models", "--outbox", str(tmp_path / "outbox"), "--json"])
+        assert json.loads(shown.stdout)["bundle_id"] == Bundle.read(released("universal")).id.hex()
+    finally:
+        assert edge.terminate() == 0
+        assert ground.terminate() == 0
+
+
+def listed_asks(folder: Path) -> list[Entry]:
+    result = CliRunner().invoke(ground_cli, ["ask", "list", "--archive", str(folder / "archive"), "--json"])
+    assert result.exit_code == 0, result.output
+    return [Entry(**row) for row in json.loads(result.stdout)]
+
+
+def test_the_region_of_a_whole_scene_is_all_of_its_latents(tmp_path: Path) -> None:
     np.save(tmp_path / "patch.npy", scenes.pixels(bands=2, height=96, width=96, nodata=None))
     out = tmp_path / "patch.dl"
     result = CliRunner().invoke(edge_cli, ["encode", str(tmp_path / "patch.npy"), str(out), "--max-error", "0"])
     assert result.exit_code == 0, result.output
     with out.open("rb") as file:
         manifest = StreamReader(file).manifest
-    found = region_chunks(manifest, Window(0, 0, 96, 96))
-    assert found[-1].end == manifest.chunk_count
-    assert OutboxError.code == "outbox"
+    layout, found = manifest.layout(), region_chunks(manifest, Window(0, 0, 96, 96))
+    latents = [index for index in range(manifest.chunk_count) if layout.key(index).kind is Kind.LATENT]
+    assert [index for item in found for index in range(item.first, item.end)] == latents

@@ -1,0 +1,419 @@
+"""Model bundles over the link: whole, checked, tried and active, or as if nothing had been asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import encoder_node.models
+from downlink.bundle import JSON, Bundle, released, split
+from downlink.frame import PART_BYTES_MAX, Answer, BundlePart, Progress, Verdict
+from downlink.request import Install
+from encoder_node.cli import main as edge_cli
+from encoder_node.config import ConfigError
+from encoder_node.models import NEEDED, Models
+from encoder_node.options import model_of
+from encoder_node.trial import trial
+from tests import scenes
+
+ASK, AGAIN = "a1" * 16, "b2" * 16
+
+
+def bundle_files(name: str = "made", weights: bytes = b"weights" * 9000) -> dict[str, bytes]:
+    """A bundle that can be installed, and would fail any trial: its models are none. Small, but of several parts."""
+    files = dict.fromkeys(NEEDED, b"x") | {"tables.bin": weights, "card.md": b"# made"}
+    stated = {
+        "format": 1, "name": name, "version": "1", "kind": "planes", "parameters": {},
+        "files": {file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
+    }  # fmt: skip
+    return {JSON: json.dumps(stated).encode(), **files}
+
+
+def install_of(files: dict[str, bytes], signature: bytes = b"") -> Install:
+    listed = tuple((name, len(content)) for name, content in files.items())
+    return Install(hashlib.sha256(files[JSON]).hexdigest(), listed, signature)
+
+
+@pytest.fixture(autouse=True)
+def any_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no ONNX is refused elsewhere (test_graph.py)."""
+    monkeypatch.setattr("downlink.bundle.check_graph", lambda content, what: None)
+
+
+def send(models: Models, files: dict[str, bytes], ask_id: str = ASK, signature: bytes = b"") -> Answer | None:
+    """As the ground does it: all parts from where it has got to. The answer if one comes before the test."""
+    content = b"".join(files.values())
+    said = models.begin(ask_id, install_of(files, signature))
+    while isinstance(said, Progress) and said.offset < len(content):
+        piece = content[said.offset : said.offset + PART_BYTES_MAX]
+        step = models.part(BundlePart(ask_id, said.offset, piece))
+        assert step is not None
+        said = step
+    return said if isinstance(said, Answer) else None
+
+
+def installed(models: Models, files: dict[str, bytes], ask_id: str = ASK) -> Answer:
+    assert send(models, files, ask_id) is None
+    assert models.to_test() is not None
+    answer = models.tested("")
+    assert answer is not None
+    return answer
+
+
+def name_of(models: Models) -> str | None:
+    """Of the active bundle, every file of which is checked."""
+    if models.active is None:
+        return None
+    bundle = Bundle.read(models.active)
+    bundle.verify()
+    assert bundle.id.hex() == models.active.name
+    return bundle.name
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Models:
+    return Models(tmp_path)
+
+
+def test_a_bundle_becomes_active_when_it_has_passed_its_test(models: Models, tmp_path: Path) -> None:
+    files = bundle_files()
+    assert (name_of(models), models.previous) == (None, None)
+    assert send(models, files) is None
+    assert name_of(models) is None  # not yet
+    assert installed(models, files).verdict is Verdict.DONE
+    assert (name_of(models), models.previous) == ("made", "")
+    again = Models(tmp_path)
+    assert name_of(again) == "made"
+    assert again.begin(ASK, install_of(files)) == Answer(
+        ASK, Verdict.DONE, f"bundle {install_of(files).bundle_id[:12]} is active"
+    )
+    assert list((tmp_path / "models" / "incoming").iterdir()) == []
+
+
+def test_one_that_fails_its_test_is_refused_and_goes(models: Models) -> None:
+    installed(models, bundle_files("old"))
+    files = bundle_files("new")
+    assert send(models, files, AGAIN) is None
+    answer = models.tested("BundleError: its prior gives other indices")
+    assert answer is not None
+    assert (answer.verdict, "other indices" in answer.message) == (Verdict.REFUSED, True)
+    assert name_of(models) == "old"
+    assert not (models.folder / install_of(files).bundle_id).exists()
+
+
+def test_it_goes_on_where_it_stopped(models: Models, tmp_path: Path) -> None:
+    files = bundle_files()
+    content = b"".join(files.values())
+    models.begin(ASK, install_of(files))
+    assert models.part(BundlePart(ASK, 0, content[:PART_BYTES_MAX])) == Progress(ASK, PART_BYTES_MAX)
+    assert models.part(BundlePart(ASK, PART_BYTES_MAX, content[PART_BYTES_MAX : PART_BYTES_MAX + 9])) == Progress(
+        ASK, PART_BYTES_MAX + 9
+    )
+    assert models.begin(ASK, install_of(files)) == Progress(ASK, PART_BYTES_MAX + 9)  # another stream
+    after = Models(tmp_path)  # another process: the last part may not have been synced
+    assert after.begin(ASK, install_of(files)) == Progress(ASK, 9)
+    assert installed(after, files).verdict is Verdict.DONE
+
+
+def test_parts_that_do_not_fit_are_left_out(models: Models) -> None:
+    files = bundle_files()
+    size = install_of(files).size
+    assert models.part(BundlePart(ASK, 0, b"x")) is None  # nobody asked
+    models.begin(ASK, install_of(files))
+    assert models.part(BundlePart(AGAIN, 0, b"x")) is None
+    assert models.part(BundlePart(ASK, 7, b"x")) is None  # one before it is missing
+    assert models.part(BundlePart(ASK, size, b"x")) is None
+    assert models.part(BundlePart(ASK, 0, b"x" * 5)) == Progress(ASK, 5)
+    assert models.part(BundlePart(ASK, 2, b"x")) == Progress(ASK, 5)  # twice
+
+
+@pytest.mark.parametrize("name", [JSON, "tables.bin", "encoder.onnx"])
+def test_what_does_not_have_its_hash_is_refused(models: Models, name: str) -> None:
+    installed(models, bundle_files("old"))
+    files = bundle_files("new")
+    install = install_of(files)
+    files[name] = bytes([files[name][0] ^ 1]) + files[name][1:]
+    content, answer = b"".join(files.values()), None
+    models.begin(AGAIN, install)
+    for start in range(0, len(content), PART_BYTES_MAX):
+        answer = models.part(BundlePart(AGAIN, start, content[start : start + PART_BYTES_MAX]))
+    assert isinstance(answer, Answer)
+    assert answer.verdict is Verdict.REFUSED
+    assert "sha" in answer.message.lower()
+    assert str(models.folder) not in answer.message
+    assert name_of(models) == "old"
+    assert models.to_test() is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda files: files.update({"more.bin": b"x"}), "more.bin came with it"),
+        (lambda files: files.pop("selftest.json"), "lacks selftest.json"),
+    ],
+)
+def test_a_bundle_of_other_files_is_refused(
+    models: Models, change: Callable[[dict[str, bytes]], object], reason: str
+) -> None:
+    files = bundle_files()
+    change(files)
+    answer = send(models, files)
+    assert answer is not None
+    assert answer.verdict is Verdict.REFUSED
+    assert reason in answer.message
+
+
+def test_a_rollback_brings_the_one_of_before_back_once(models: Models, tmp_path: Path) -> None:
+    answer = models.rollback("c3" * 16)
+    assert (answer.verdict, answer.message) == (Verdict.REFUSED, "no bundle was active before the present one")
+    installed(models, bundle_files("first"))
+    installed(models, bundle_files("second"), AGAIN)
+    assert models.rollback("d4" * 16).verdict is Verdict.DONE
+    assert name_of(models) == "first"
+    assert Models(tmp_path).rollback("d4" * 16).verdict is Verdict.DONE  # heard twice: done once
+    assert name_of(models) == "first"
+    models.rollback("e5" * 16)
+    assert name_of(models) == "second"
+    installed(models, bundle_files("third"), "f6" * 16)
+    assert len([path for path in models.folder.iterdir() if len(path.name) == 64]) == 2  # and no more
+
+
+def test_a_rollback_of_the_first_bundle_is_to_the_operators_own(models: Models) -> None:
+    installed(models, bundle_files("first"))
+    assert models.rollback("d4" * 16).message == "the operator's own bundle is active again"
+    assert name_of(models) is None
+    assert models.previous is not None
+    models.rollback("e5" * 16)
+    assert name_of(models) == "first"
+
+
+def test_the_operators_word_stands(tmp_path: Path) -> None:
+    fixed = Models(tmp_path, fixed="this node's operator has chosen its model: --model universal")
+    answer = send(fixed, bundle_files())
+    assert answer is not None
+    assert (answer.verdict, answer.message) == (Verdict.REFUSED, fixed._fixed)
+    assert fixed.rollback(AGAIN).verdict is Verdict.REFUSED
+
+
+def test_a_full_disk_is_said_before_anything_comes(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_node.models, "free_bytes", lambda folder: 4_200_000)
+    answer = send(models, bundle_files())
+    assert answer is not None
+    assert "the disk has 4200000 bytes left" in answer.message
+
+
+def test_a_spoilt_state_is_the_operators_own_bundle(models: Models) -> None:
+    installed(models, bundle_files())
+    (models.folder / "state.json").write_bytes(b"\x00{")
+    assert models.active is None
+    assert installed(models, bundle_files(), AGAIN).verdict is Verdict.DONE
+
+
+class Crash(BaseException):
+    pass
+
+
+OPERATIONS = ("fsync", "fdatasync", "rename", "pwrite", "unlink", "mkdir", "rmdir", "open")
+
+
+@contextlib.contextmanager
+def crash_at(number: int, patch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The process dies in the n-th operation on the disk."""
+    count = [0]
+
+    def counted(work: Callable[..., object]) -> Callable[..., object]:
+        def operation(*arguments: object, **options: object) -> object:
+            count[0] += 1
+            if count[0] == number:
+                raise Crash
+            return work(*arguments, **options)
+
+        return operation
+
+    with patch.context() as here:
+        for name in OPERATIONS:
+            here.setattr(os, name, counted(getattr(os, name)))
+        yield count
+
+
+def test_a_crash_at_any_operation_leaves_the_old_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was asked is done in the end, when the ground asks again."""
+    old, new = bundle_files("old"), bundle_files("new")
+    before = tmp_path / "before"
+    before.mkdir()
+    installed(Models(before), old)
+    seen = set()
+    for number in itertools.count(1):
+        folder = tmp_path / f"{number}"
+        shutil.copytree(before, folder)
+        with crash_at(number, monkeypatch) as count:
+            try:
+                installed(Models(folder), new, AGAIN)
+            except Crash:
+                pass
+        after = Models(folder)
+        seen.add(name_of(after))
+        if count[0] < number:
+            break
+        answer = after.begin(AGAIN, install_of(new))
+        if isinstance(answer, Progress):
+            answer = installed(after, new, AGAIN)
+        assert isinstance(answer, Answer)
+        assert answer.verdict is Verdict.DONE, answer
+        assert name_of(after) == "new"
+        assert after.previous == install_of(old).bundle_id
+        shutil.rmtree(folder)
+    assert seen == {"old", "new"}
+    assert number > 15
+
+
+def test_everything_is_synced_before_it_is_active(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file of the bundle, its folder, and the names, before the rename that makes it active."""
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def synced(handle: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    def renamed(source: str, target: str) -> None:
+        done.append(f"-> {Path(target).name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    files = bundle_files()
+    installed(models, files)
+    end = done.index("-> state.json")
+    bundle = done.index(f"-> {install_of(files).bundle_id}")
+    assert set(files) <= set(done[:bundle])
+    assert f"{ASK}.new" in done[:bundle]
+    assert "models" in done[bundle:end]
+    assert done[end + 1] == "models"
+
+
+# --- signatures ---
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path, Callable[[bytes], bytes]]:
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    key = ed25519.Ed25519PrivateKey.generate()
+    private, public = tmp_path / "bundles.key", tmp_path / "bundles.pem"
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    public.write_bytes(
+        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    return private, public, key.sign
+
+
+def test_only_signed_bundles_are_taken_where_that_is_demanded(
+    tmp_path: Path, keys: tuple[Path, Path, Callable[[bytes], bytes]]
+) -> None:
+    from encoder_node.signature import Key
+
+    _, public, sign = keys
+    files, other = bundle_files(), bundle_files("other")
+    models = Models(tmp_path, Key(public))
+    answer = send(models, files)
+    assert answer is not None
+    assert "it is not signed; this node takes signed ones only" in answer.message
+    answer = send(models, files, AGAIN, sign(install_of(other).signed))
+    assert answer is not None
+    assert "its signature is not of this node's key" in answer.message
+    assert models.part(BundlePart(AGAIN, 0, b"x")) is None
+    assert send(models, files, "c3" * 16, sign(install_of(files).signed)) is None
+    assert models.to_test() is not None
+
+
+def test_a_key_that_cannot_be_used_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cryptography")
+    from encoder_node.signature import Key
+
+    with pytest.raises(ConfigError, match="No such file"):
+        Key(tmp_path / "no.pem")
+    (tmp_path / "bad.pem").write_text("no key")
+    with pytest.raises(ConfigError, match="no public key in PEM"):
+        Key(tmp_path / "bad.pem")
+    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
+    with pytest.raises(ConfigError, match=r"takes the package cryptography; pip install 'latent-downlink\[signed\]'"):
+        Key(tmp_path / "bad.pem")
+
+
+# --- trials ---
+
+
+@pytest.fixture(scope="module")
+def universal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle") / "universal"
+    folder.mkdir()
+    for name, content in split(released("universal"), "encoder").items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_released_bundle_passes(universal: Path) -> None:
+    assert asyncio.run(trial(universal)) == ""
+
+
+def test_one_that_does_not_work_is_told(universal: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(universal, broken)
+    (broken / "encoder.onnx").write_bytes(b"no model")
+    assert "sha256" in asyncio.run(trial(broken))
+    stated = json.loads((broken / JSON).read_bytes())
+    test = json.loads((broken / "selftest.json").read_bytes())
+    (broken / "encoder.onnx").write_bytes((universal / "encoder.onnx").read_bytes())
+    (broken / "selftest.json").write_text(json.dumps({**test, "sha256": "0" * 64}))
+    stated["files"]["selftest.json"] = hashlib.sha256((broken / "selftest.json").read_bytes()).hexdigest()
+    (broken / JSON).write_text(json.dumps(stated))
+    assert "its prior gives" in asyncio.run(trial(broken))
+
+
+def test_one_that_takes_for_ever_is_given_up(universal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("encoder_node.trial.CLOCK_S", 0.01)
+    assert "did not end within" in asyncio.run(trial(universal))
+
+
+def test_new_scenes_are_encoded_with_it(universal: Path, tmp_path: Path) -> None:
+    """`submit` takes the installed bundle, unless --model is typed."""
+    np.save(tmp_path / "patch.npy", scenes.pixels(bands=2, height=64, width=64))
+    files = {path.name: path.read_bytes() for path in sorted(universal.iterdir())}
+    stated = json.loads(files[JSON])
+    files = {JSON: json.dumps({**stated, "name": "sent-up", "version": "9"}).encode()} | {
+        name: content for name, content in files.items() if name != JSON
+    }
+    box = tmp_path / "box"
+    box.mkdir()
+    installed(Models(box), files)
+
+    def model(*options: str) -> str:
+        command = ["submit", str(tmp_path / "patch.npy"), "--outbox", str(box), "--json", *options]
+        result = CliRunner().invoke(edge_cli, command)
+        assert result.exit_code == 0, result.output
+        return str(json.loads(result.stdout)["model"])
+
+    assert model() == "sent-up"
+    assert model("--model", "universal") == "universal"
+    assert model_of(None, tmp_path / "elsewhere") == "universal"
+    shown = json.loads(CliRunner().invoke(edge_cli, ["models", "--outbox", str(box), "--json"]).stdout)
+    assert (shown["name"], shown["installed"], shown["previous"]) == ("sent-up", True, "")
+    text = CliRunner().invoke(edge_cli, ["models", "--outbox", str(box)]).stdout
+    assert "installed by the ground; before: the operator's own" in text
