@@ -16,6 +16,7 @@ GIB: Final = 2**30
 MEMORY_MIN: Final = 2 * GIB  # libraries and one row of tiles; address space, of which less than half is ever touched
 CPU_S: Final = 300.0  # to load libraries and the model, and to write what is small …
 CPU_S_PER_MSAMPLE: Final = 20.0  # … and for each million samples, some 60 times what they take on one of today's cores
+START_S: Final = 600.0  # on the clock, for a worker process to start: a busy machine, a slow disk
 CLOCK_PER_CPU: Final = 4.0  # a machine may be busy; one that stands still is not
 
 

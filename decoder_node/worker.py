@@ -208,10 +208,13 @@ class Workers:
         there: Sequence[Range] | None = None,
     ) -> Outcome:
         """The task in its process. Raises `_ProcessDied` when that does not live to the task's end."""
-        job = pool.submit(self._task, self._archive, scene_id, self._model_folders, received_at, there)
+        ready, clock_s = pool.submit(os.getpid), bounds.START_S  # to start a process is not the scene's work
         processes = list((getattr(pool, "_processes", None) or {}).values())
-        clock_s = cpu_s * bounds.CLOCK_PER_CPU
         try:
+            async with asyncio.timeout(clock_s):
+                await asyncio.wrap_future(ready)
+            clock_s = cpu_s * bounds.CLOCK_PER_CPU
+            job = pool.submit(self._task, self._archive, scene_id, self._model_folders, received_at, there)
             async with asyncio.timeout(clock_s):
                 return await asyncio.wrap_future(job)
         except BrokenProcessPool as error:
