@@ -64,14 +64,14 @@ class Ground:
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[Ground]:
+async def serving(folder: Path, tls: Any = None) -> AsyncIterator[Ground]:
     ground = Ground(folder)
     ground.archive.mkdir(exist_ok=True)
     ground.ledger = await ground.do(partial(Ledger, ground.archive, create=True))
     inbox = await ground.do(partial(Inbox, ground.archive, ground.ledger))
     ground.asks = Asks(ground.archive, ground.ledger)
     receiver = Receiver(inbox, ground.disk, lambda _: None, "ground in a test", asks=ground.asks)
-    ground.address = await receiver.start("127.0.0.1:0")
+    ground.address = await receiver.start("127.0.0.1:0", tls)
     try:
         yield ground
     finally:
@@ -582,3 +582,50 @@ def test_the_region_of_a_whole_scene_is_all_of_its_latents(tmp_path: Path) -> No
     layout, found = manifest.layout(), region_chunks(manifest, Window(0, 0, 96, 96))
     latents = [index for index in range(manifest.chunk_count) if layout.key(index).kind is Kind.LATENT]
     assert [index for item in found for index in range(item.first, item.end)] == latents
+
+
+def test_with_certificates_a_node_hears_what_is_asked_of_it_and_nothing_else(tmp_path: Path) -> None:
+    """The request about sat-1's scene is not said to sat-2, and sat-2's word about it does not count."""
+    pytest.importorskip("cryptography.x509")
+    import grpc
+
+    from decoder_node.identity import Tls as GroundTls
+    from downlink.frame import REVISION, Hello
+    from downlink.framing import edge_message, ground_frame
+    from downlink.wire import link_pb2_grpc
+    from encoder_node.channel import Tls as EdgeTls
+    from tests.certificates import Authority
+
+    (tmp_path / "ca").mkdir()
+    ca = Authority(tmp_path / "ca")
+    pair, one, two = ca.ground(), ca.node("sat-1"), ca.node("sat-2")
+    made = stream()
+    box = Outbox(tmp_path / "outbox", create=True)
+    box.submit(made.packed, made.chunks, layers=1)
+    tls = EdgeTls(one.cert, one.key, ca.cert)
+
+    async def main() -> None:
+        async with serving(tmp_path, GroundTls(pair.cert, pair.key, ca.cert)) as ground:
+            await Sender(box, Options(ground=ground.address, tls=tls)).run(until_empty=True)
+            asked = ask(tmp_path, "refine", made.id)
+            assert asked.node == "sat-1"
+            roots = ca.cert.read_bytes()
+            credentials = grpc.ssl_channel_credentials(roots, two.key.read_bytes(), two.cert.read_bytes())
+            async with grpc.aio.secure_channel(ground.address, credentials) as link:
+                stub: Any = link_pb2_grpc.LinkServiceStub
+                call = stub(link).Deliver(timeout=20)
+                await call.write(edge_message(Hello(REVISION, "a test")))
+                await call.write(edge_message(Answer(asked.ask_id, Verdict.DONE, "believe me")))
+                await asyncio.sleep(3)  # it looks for requests every two seconds
+                await call.done_writing()
+                heard = [ground_frame(message) async for message in call]
+            assert [type(frame).__name__ for frame in heard] == ["Welcome"]
+            [entry] = await ground.do(ground.asks.entries)
+            assert entry.state == "waiting"
+            sender = Sender(box, Options(ground=ground.address, tls=tls))
+            running = asyncio.create_task(sender.run())
+            assert (await ground.answered(asked.ask_id)).state == "done"
+            sender.stop()
+            await running
+
+    run(main)

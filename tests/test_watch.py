@@ -10,9 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from downlink.frame import Ask
+from downlink.request import SetTarget, pack
 from encoder_node import watch
+from encoder_node.cli_encode import submit
+from encoder_node.cli_run import typed
 from encoder_node.outbox import Outbox
 from encoder_node.sender import Options, Sender
+from encoder_node.target import Target
 from encoder_node.watch import Standing, Watch, candidates
 
 
@@ -77,3 +82,43 @@ def test_an_encoder_that_cannot_be_started_is_said(tmp_path: Path, monkeypatch: 
 
     [said] = asyncio.run(look())
     assert "cannot be started" in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "options"),
+    [
+        (SetTarget(), ["--threads=1", "--quality=40", "--layers=3"]),
+        (SetTarget("psnr_db", 45.0), ["--threads=1", "--layers=3"]),
+        (SetTarget(layers=2), ["--threads=1", "--quality=40"]),
+    ],
+)
+def test_what_the_ground_asks_for_stands_before_the_standing_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: SetTarget, options: list[str]
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((1, 8, 8), np.uint8))
+    commands: list[tuple[str, ...]] = []
+
+    async def note(*command: str, **_: Any) -> None:
+        commands.append(command)
+        raise OSError(11, "not now")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", note)
+
+    async def look() -> None:
+        with Outbox(tmp_path / "box", create=True) as box:
+            box.answer(Ask("ab" * 16, pack(asked)))
+            standing = Standing(["--threads=1"], ["--quality=40"], ["--layers=3"])
+            await Watch(tmp_path, Sender(box, Options("127.0.0.1:1")), standing, settle_s=0)._look()
+
+    asyncio.run(look())
+    assert [word for word in commands[0] if word.startswith(("--threads", "--quality", "--layers"))] == options
+
+
+def test_standing_targets_are_typed_as_submit_knows_them(tmp_path: Path) -> None:
+    asked = ({"quality": 40}, {"bits_per_sample": 0.5}, {"psnr_db": 44}, {"stream_bytes": 9000}, {"max_error": 0})
+    for target in (Target(**one) for one in asked):
+        [(name, value)] = target.settings.items()
+        context = submit.make_context("submit", [typed(name, value), "--outbox", str(tmp_path), "a.npy"])
+        given = {"psnr": "psnr_db"}
+        found = {given.get(key, key): number for key, number in context.params.items() if number is not None}
+        assert found[name] == value

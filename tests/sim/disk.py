@@ -242,6 +242,14 @@ class Database:
             return done
         return self._db.execute(statement, values)
 
+    def surviving(self, statement: str, values: Any = ()) -> list[Any]:
+        """What a query finds after a power cut now. Not within a transaction."""
+        if self._kept is None:
+            return self._db.execute(statement, values).fetchall()
+        copy = sqlite3.connect(":memory:")
+        copy.deserialize(self._kept)
+        return copy.execute(statement, values).fetchall()
+
     def executemany(self, statement: str, rows: Any) -> sqlite3.Cursor:
         return self._db.executemany(statement, rows)
 

@@ -10,11 +10,14 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from decoder_node.asks import Asks
 from decoder_node.inbox import Inbox
 from decoder_node.ledger import Ledger, LedgerError
-from downlink.action import Close, Commit, Finish, GroundAction, Open, Reject, Send, Status
+from downlink.action import Answered, Close, Commit, Finish, GroundAction, Look, Open, Reject, Send, Status
 from downlink.errors import LinkError
+from downlink.frame import Answer, Ask
 from downlink.framing import edge_frame, edge_message, ground_frame, ground_message
+from downlink.request import Request
 from downlink.session import EdgeSession, GroundSession
 from downlink.window import Window
 from downlink.wire import link_pb2 as pb
@@ -28,6 +31,10 @@ from tests.streams import Stream
 
 PATIENCE_S = 30.0
 LOOK_S = 4.0  # without news, an edge looks at its outbox and its watch so often
+LISTEN_S = 15.0  # a stream with nothing to send listens for so long ...
+LISTEN_AGAIN_S = 200.0  # ... and so often
+ASKS_S = 60.0  # how often the ground looks for requests
+SILENT_S = 600.0  # the ground ends a stream that says nothing
 NOWHERE = Path("/tmp")  # a folder that exists; nothing is written there
 
 
@@ -56,6 +63,10 @@ class GroundMachine:
         self._inbox: Inbox
         self._streams: dict[Wire, GroundSession] = {}
         self._edges: dict[Wire, Callable[[str], None]] = {}  # what tells each edge that its stream has ended
+        self._ticks: dict[Wire, float] = {}  # when each session is woken
+        self._heard: dict[Wire, float] = {}
+        self.asks: Asks
+        self.asked = 0  # requests that are in the ledger
         self._life = 0
 
     def start(self) -> None:
@@ -65,6 +76,7 @@ class GroundMachine:
             self.ledger = Ledger(NOWHERE, create=True, connect=self.database.connect)
             self._inbox = Inbox(self.archive, self.ledger, disk=self.disk, free_bytes_min=0)
             self._inbox.recover()
+            self.asks = Asks(NOWHERE, self.ledger)
         except Stop:
             self.stop(power_cut=self.source.random() < 0.5)
             return
@@ -73,6 +85,19 @@ class GroundMachine:
             return
         self.up = True
         self.judge.step()
+
+    def ask(self, request: Request) -> None:
+        """An operator asks for something, until it is in the ledger."""
+        try:
+            if self.up:
+                self.asks.add(request)
+                self.asked += 1
+                return
+        except Stop:
+            self.stop(power_cut=self.source.random() < 0.5)
+        except LedgerError:  # its disk fails, or the scene has not been offered yet
+            pass
+        self.time.after(3.0, lambda: self.ask(request))
 
     def stop(self, power_cut: bool) -> None:
         """Nothing but the disk and the database is left; of those, after a power cut, what was synced."""
@@ -90,13 +115,15 @@ class GroundMachine:
     def accept(self, wire: Wire, tell: Callable[[str], None]) -> bool:
         if not self.up:
             return False
-        self._streams[wire] = GroundSession("ground", self.places)
+        self._streams[wire] = GroundSession("ground", self.places, ASKS_S)
+        self._heard[wire] = self.time.now
         self._edges[wire] = tell
         return True
 
     def hear(self, wire: Wire, message: bytes) -> None:
         if wire not in self._streams:
             return
+        self._heard[wire] = self.time.now
         try:
             frame = edge_frame(pb.EdgeFrame.FromString(message))
         except (DecodeError, LinkError) as error:
@@ -110,11 +137,15 @@ class GroundMachine:
         self._end(wire, "")
 
     def _tick(self, wire: Wire) -> None:
+        self._ticks.pop(wire, None)
+        if self.time.now - self._heard.get(wire, 0.0) > SILENT_S:
+            self._end(wire, "UNAVAILABLE: nothing was heard for too long")
         self._do(wire, lambda session: session.tick(self.time.now))
 
     def _end(self, wire: Wire, reason: str) -> None:
         wire.down.open = False
         self._streams.pop(wire, None)
+        self._heard.pop(wire, None)
         if tell := self._edges.pop(wire, None):
             self.time.after(wire.delay_s, lambda: tell(reason))
 
@@ -130,8 +161,10 @@ class GroundMachine:
             self.stop(power_cut=self.source.random() < 0.5)
             return
         self.judge.step()
-        if session.deadline is not None:
-            self.time.at(session.deadline, lambda: self._tick(wire))
+        deadline = session.deadline
+        if deadline is not None and deadline < self._ticks.get(wire, float("inf")):
+            self._ticks[wire] = deadline
+            self.time.at(deadline, lambda: self._tick(wire) if self._ticks.get(wire) == deadline else None)
 
     def _perform(self, wire: Wire, session: GroundSession, action: GroundAction) -> Sequence[GroundAction]:
         """As `decoder_node.receiver` does it."""
@@ -156,6 +189,10 @@ class GroundMachine:
                     self.time.after(self.source.choice([0.0, 0.1, 3.0]), seal)
                 case Reject(incoming, reason):
                     self._inbox.reject(incoming, reason)
+                case Look(without):
+                    return session.found(self.asks.waiting("", without), now)
+                case Answered(answer):
+                    self.asks.answered("", answer)
                 case Close(status, reason):
                     self._end(wire, f"{status}: {reason}")
         except (OSError, LedgerError) as error:
@@ -170,8 +207,20 @@ class GroundMachine:
         return session.finished(action.incoming, state, self.time.now)
 
 
+ASKABLE = (  # what requests may change
+    "SELECT scene_id, state, priority, layers, first FROM scenes UNION ALL SELECT name, value, 0, 0, 0 FROM settings"
+)
+
+
 class _Outbox(Outbox):
     judge: Judge
+    database: Database
+
+    def answer(self, ask: Ask) -> Answer:
+        before = self.database.surviving(ASKABLE)
+        found = super().answer(ask)
+        self.judge.answered(self.database, ask, found, changed=self.database.surviving(ASKABLE) != before)
+        return found
 
     def delivered(self, name: str) -> None:
         self.judge.forgotten(name)
@@ -198,13 +247,15 @@ class EdgeMachine:
         self._backoff = Backoff(seed=source.randrange(1 << 30))
         self._patience_s = PATIENCE_S
         self._due = 0  # the one waiting wake-up that counts
+        self._busy_at = 0.0  # when there was last something to do on the stream
+        self._listened_at = 0.0
 
     def start(self) -> None:
         if self.up:
             return
         try:
             self._outbox = _Outbox(NOWHERE, create=True, connect=self.database.connect)
-            self._outbox.judge = self.ground.judge
+            self._outbox.judge, self._outbox.database = self.ground.judge, self.database
         except Stop:
             self.stop(power_cut=self.source.random() < 0.5)
             return
@@ -215,13 +266,13 @@ class EdgeMachine:
         self.ground.judge.check_outbox(self._outbox, self.scenes)
         self._wake(0.0)
 
-    def submit(self, made: Stream, priority: int) -> None:
+    def submit(self, made: Stream, priority: int, layers: int | None = None) -> None:
         """Encoded and kept, by a process of its own; when it is killed, nothing was promised and it is run again."""
         if not self.up:
-            self.time.after(3.0, lambda: self.submit(made, priority))
+            self.time.after(3.0, lambda: self.submit(made, priority, layers))
             return
         try:
-            self._outbox.submit(made.packed, made.chunks, priority=priority)
+            self._outbox.submit(made.packed, made.chunks, priority=priority, layers=layers)
         except Stop:
             self.stop(power_cut=self.source.random() < 0.5)
         except OutboxError:
@@ -229,7 +280,7 @@ class EdgeMachine:
         else:
             self.scenes.append(made)
             return
-        self.time.after(3.0, lambda: self.submit(made, priority))
+        self.time.after(3.0, lambda: self.submit(made, priority, layers))
 
     def stop(self, power_cut: bool) -> None:
         self.up = False
@@ -283,7 +334,7 @@ class EdgeMachine:
 
     def _connect(self) -> float:
         """As `Sender.run` does it. Returns when to look again."""
-        if not self._outbox.due(1, now=self.time.now):
+        if not self._outbox.due(1, now=self.time.now) and self.time.now < self._listened_at + LISTEN_AGAIN_S:
             return LOOK_S
         ends_at = None
         if self.passes is not None:
@@ -299,6 +350,7 @@ class EdgeMachine:
         self.wire = wire
         self._contact = Contact(self._outbox, session, self._frame_bytes, lambda: self.time.now, ends_at)
         self._contact.start(self.time.now)
+        self._busy_at = self.time.now
         return 0.0
 
     def _talk(self) -> float:
@@ -309,12 +361,18 @@ class EdgeMachine:
             return wire.down.backlog_s - 1.0
         contact.tick(self.time.now)
         if frame := contact.next(self.time.now):
+            if isinstance(frame, Answer):
+                self.ground.judge.said_answer(self.database, frame)
             wire.down.send(edge_message(frame).SerializeToString())
+            self._busy_at = self.time.now
             return 0.0
         if contact.over(self.time.now):  # the last acknowledgements may still come
             self.time.after(wire.down.backlog_s + wire.delay_s, lambda: self.ground.half_closed(wire))
             return 1000.0  # the ground ends the stream then
-        if contact.idle:
+        if not contact.idle:
+            self._busy_at = self.time.now
+        elif self.time.now > self._busy_at + LISTEN_S:
+            self._listened_at = self.time.now
             self._hang_up()
             self.time.after(wire.down.backlog_s + wire.delay_s, lambda: self.ground.half_closed(wire))
         return LOOK_S

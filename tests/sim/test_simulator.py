@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 
+from decoder_node.asks import Asks
 from decoder_node.inbox import Inbox
 from decoder_node.ledger import Ledger
 from downlink.action import Commit, GroundAction, Send
-from downlink.frame import Ack, Chunk, EdgeFrame, GroundFrame, State
+from downlink.asking import Asking
+from downlink.frame import Ack, Chunk, EdgeFrame, GroundFrame, State, Verdict
 from downlink.incoming import Incoming
 from downlink.ranges import runs_of
 from downlink.session import EdgeSession, GroundSession
+from encoder_node import outbox_asked
 from encoder_node.contact import Contact
 from tests.sim.disk import Database, SimDisk, _Handle
 from tests.sim.judge import Broken
@@ -55,12 +58,13 @@ def test_whatever_goes_wrong_every_promise_is_kept(part: int, request: pytest.Fi
         run(number)
 
 
+@pytest.mark.parametrize("asks", [False, True], ids=["", "with requests"])
 @pytest.mark.parametrize("what", ["fail_at", "stop_at"])
 @pytest.mark.parametrize("machine", ["ground", "edge"])
-def test_the_nth_operation_fails_for_every_n(what: str, machine: str) -> None:
+def test_the_nth_operation_fails_for_every_n(what: str, machine: str, asks: bool) -> None:
     """SQLite's loop: fail the 1st, 2nd, ... operation on disk or database, until a run ends before it comes to that."""
     for number in itertools.count(1):
-        world = World(SHORT, calm=True)
+        world = World(SHORT, calm=True, asks=asks)
         trouble = world.ground.trouble if machine == "ground" else world.edges[0].trouble
         place = trouble.operations + number
         setattr(trouble, what, place)
@@ -174,7 +178,43 @@ def leaves_a_transaction_open(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("decoder_node.ledger.transaction", careless)
 
 
+def answers_before_it_is_durable(patch: pytest.MonkeyPatch) -> None:
+    """The answer is said, and recorded a little later; a crash may come between."""
+    record = outbox_asked.record
+    later: list[tuple[Any, Any]] = []
+
+    def late(db: Any, found: Any) -> None:
+        for before in later:
+            record(*before)
+        later[:] = [(db, found)]
+
+    patch.setattr(outbox_asked, "record", late)
+
+
+def says_done_and_does_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(outbox_asked, "_refine", lambda db, request: (Verdict.DONE, "certainly"))
+
+
+def forgets_what_it_asked(patch: pytest.MonkeyPatch) -> None:
+    """Said once per stream, and never again."""
+    patch.setattr(Asking, "tick", lambda self, now: [])
+    patch.setattr(Ledger, "recover", lambda self: [])
+
+    def once(self: Asks, node: str, without: frozenset[str]) -> list[Any]:
+        found = waiting(self, node, without)
+        fresh = [one for one in found if one.ask.ask_id not in said]
+        said.update(one.ask.ask_id for one in fresh)
+        return fresh
+
+    said: set[str] = set()
+    waiting = Asks.waiting
+    patch.setattr(Asks, "waiting", once)
+
+
 BROKEN = [
+    (answers_before_it_is_durable, "of which a power cut leaves"),
+    (says_done_and_does_nothing, "is said to be done, and a power cut would leave"),
+    (forgets_what_it_asked, "is still not delivered"),
     (acks_before_it_stores, "was acknowledged and is not in the ledger"),
     (ignores_checksums, "was acknowledged and a power cut would lose it"),  # other bytes are not it
     (forgets_tombstones, "its tombstone is forgotten"),

@@ -6,21 +6,26 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from downlink.ranges import runs_of
+from downlink.request import Cancel, Refine, Request, SetPriority, SetTarget
 from tests.sim.judge import Broken, Judge
 from tests.sim.machines import EdgeMachine, GroundMachine
 from tests.sim.network import Time, Weather
 from tests.streams import Stream, stream
 
 STREAMS = 12  # made once, shared by all runs
-BOUND_S = 3 * 3600.0  # from the end of the faults until everything has arrived, at the latest
+BOUND_S = 4 * 3600.0  # from the end of the faults until everything has arrived, at the latest
 EVENTS_MAX = 50_000
 
 
 class World:
-    """A seed's run. `run` raises `Broken`. When `calm`, nothing goes wrong but what the caller arranges."""
+    """A seed's run. `run` raises `Broken`. When `calm`, nothing goes wrong but what the caller arranges. With `asks`,
+    the ground asks for things; None: in every fourth run."""
 
-    def __init__(self, seed: int, calm: bool = False) -> None:
+    def __init__(self, seed: int, calm: bool = False, asks: bool | None = None) -> None:
         source = self.source = random.Random(seed)
+        self._asking = random.Random(seed + 1_000_000)  # of its own: the rest of a run stays as it is
+        self._asks = self._asking.random() < 0.25 and not calm if asks is None else asks
         self.time = Time()
         chosen = source.sample(range(STREAMS), source.choice([1, 1, 2, 2, 3, 4, 7]))
         made = [stream(number, chunk_bytes=30) for number in chosen]
@@ -46,6 +51,7 @@ class World:
             self.edges.append(edge)
         self.faults_s = source.choice([20.0, 120.0, 600.0])
         self.submitted = self._submit(made)
+        self.asked = self._plan_asks(made) if self._asks else 0
         if not calm:
             self._plan_faults()
 
@@ -57,11 +63,33 @@ class World:
             edge.start()
         count = 0
         for one in made:
-            for edge in self.edges if source.random() < 0.2 else [source.choice(self.edges)]:  # twice: the same scene
+            edges = self.edges if source.random() < 0.2 else [source.choice(self.edges)]  # twice: the same scene
+            for edge in edges[:1] if self._asks else edges:
                 count += 1
                 moment, priority = source.uniform(0, self.faults_s / 2), source.choice([0, 0, 5])
-                time.at(moment, lambda edge=edge, one=one, priority=priority: edge.submit(one, priority))
+                layers = self._asking.choice([None, 1, 1]) if self._asks else None
+                submit = (one, priority, layers)
+                time.at(moment, lambda edge=edge, submit=submit: edge.submit(*submit))
         return count
+
+    def _plan_asks(self, made: list[Stream]) -> int:
+        """What is asked for when; how often in all. All of each scene is asked for, unless it is called off."""
+        source = self._asking
+        requests: list[Request] = [SetTarget("quality", float(source.randrange(100)))]
+        for one in made:
+            some = runs_of(source.sample(range(len(one.chunks)), source.randint(1, 5)))
+            more: list[Request] = [
+                Refine(one.id, 0, some), Refine(one.id, 1), Refine(one.id), SetPriority(one.id, source.randint(-9, 9)),
+                SetTarget("psnr_db", float(source.randint(10, 90)), 1),
+            ]  # fmt: skip
+            if source.random() < 0.2:
+                more.append(Cancel(one.id))
+                self.judge.called_off.add(one.id)
+            requests += source.sample(more, source.randint(0, len(more)))
+            requests.append(Refine(one.id))
+        for request in requests:
+            self.time.at(source.uniform(0, self.faults_s), lambda request=request: self.ground.ask(request))
+        return len(requests)
 
     def _plan_faults(self) -> None:
         """What goes wrong when."""
@@ -91,6 +119,7 @@ class World:
                 self._heal()
             if healed and self.time.now > self.faults_s + BOUND_S:
                 left = [edge.undelivered() for edge in self.edges]
+                left += [[entry.what for entry in self.ground.asks.entries() if entry.state == "waiting"]]
                 raise Broken(f"{BOUND_S:.0f} s after the last fault, {left} is still not delivered")
             if healed and events % 8 == 0 and self._done():
                 break
@@ -111,6 +140,8 @@ class World:
         edges = self.edges
         return (
             self.ground.up
+            and self.ground.asked == self.asked
+            and all(entry.state != "waiting" for entry in self.ground.asks.entries())
             and sum(len(edge.scenes) for edge in edges) == self.submitted
             and all(edge.up and not edge.undelivered() for edge in edges)
         )
