@@ -1,3 +1,4 @@
+# NOTE from the lead: read /work/tmp/NOTE_TO_NATIVE.md, then delete this line.
 """The inner loops of the tile codec in C, where they could be built: the same bytes, sooner.
 
 `downlink._native` (sources in `downlink/native/`) is an optional extension. Everything works without it, in numpy,
@@ -19,14 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downlink.context import COMPAND_TABLE, LEVEL_LIMIT
-from downlink.dct import ROOT, ROOT_CHANNELS, SUBBANDS, root_integers, subband
+from downlink.dct import BLOCK, CHANNELS, ROOT, ROOT_CHANNELS, SUBBANDS, lapped, order, root_integers, subband
 from downlink.lookup import Lookup
 from downlink.network import Layers, feature_weights, subband_weights
 from downlink.prior import FEATURES, GRAPHS, Symbols
 from downlink.spec import PlaneSpec
 from downlink.table import Tables
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 try:
     from downlink import _native
 
@@ -50,6 +51,56 @@ def native() -> str | None:
     if _native is None or os.environ.get(SWITCH) == "0":
         return None
     return str(_native.level())
+
+
+def forward(
+    pixels: NDArray[Any], half: bool, beside: tuple[bool, bool, bool, bool], places: NDArray[np.intp], out: Floats
+) -> bool:
+    """Coefficients of bands (n, height, width) into bands `places` of `out` (bands, 64, blocks down, blocks across), C
+    order: `downlink.lap` and `downlink.dct.forward`. `beside` says on which sides (above, below, left, right) half a
+    block of neighbours belongs to the pixels. False, and nothing done, where numpy has to."""
+    if native() is None or not pixels.dtype.isnative or pixels.dtype.char not in "BHhf":
+        return False
+    if pixels.strides[-1] != pixels.itemsize:
+        pixels = np.ascontiguousarray(pixels)
+    above, below, left, right = beside
+    size = BLOCK // 2 if half else BLOCK
+    shape = (len(out), *out.shape[2:])
+    _native.forward(
+        size, pixels, (above, left, below, right), shape, lapped(half), order(half), places.astype(np.int32), out
+    )
+    return True
+
+
+def mix(
+    matrix: Floats,
+    offset: Floats,
+    source: Floats,
+    columns: NDArray[np.intp],
+    out: Floats,
+    rows: NDArray[np.intp],
+    channels: slice,
+) -> bool:
+    """out[rows, channels] = matrix @ source[columns, channels] + offset of arrays (n, 64, h, w) in C order. False, and
+    nothing done, where numpy has to."""
+    whole = source.flags.c_contiguous and out.flags.c_contiguous
+    if native() is None or not whole or source.dtype != np.float32 or out.dtype != np.float32:
+        return False
+    fields = source.shape[2] * source.shape[3]
+    stride, first, count = CHANNELS * fields, channels.start * fields, (channels.stop - channels.start) * fields
+    _native.mix(
+        _whole(matrix, np.float32),
+        _whole(offset, np.float32),
+        matrix.shape,
+        source,
+        columns.astype(np.int32),
+        (len(source), stride, first),
+        out,
+        rows.astype(np.int32),
+        (len(out), stride, first),
+        count,
+    )
+    return True
 
 
 class Sent(NamedTuple):

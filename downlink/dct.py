@@ -78,6 +78,36 @@ def inverse_basis(half: bool = False) -> Floats:
     return np.ascontiguousarray(both.T / (2.0 if half else 1.0), np.float32)
 
 
+@cache
+def lapped(half: bool = False) -> Floats:
+    """What mixing and the transform together make, along one side, of half a block, a block and half a block of pixels:
+    (4, size, 2 size). Number 3 is that of a block between two others; where bit 0 (bit 1) is not set, nothing lies
+    before (after) it."""
+    size = BLOCK // 2 if half else BLOCK
+    middle = size // 2
+    rows = _cosines(size) * lap.norms(size)[:, None] * (2.0**0.5 if half else 1.0)
+    mixing = lap.mixing(size)
+    out = np.zeros((4, size, 2 * size))
+    for number in range(4):
+        mixed = np.eye(size, 2 * size, middle)
+        if number & 1:
+            mixed[:middle, :size] = mixing[middle:]
+        if number & 2:
+            mixed[middle:, size:] = mixing[:middle]
+        out[number] = rows @ mixed
+    return np.ascontiguousarray(out, np.float32)
+
+
+@cache
+def order(half: bool = False) -> NDArray[np.uint8]:
+    """The channel of every frequency (u, v), in row-major order."""
+    size = BLOCK // 2 if half else BLOCK
+    out = np.zeros((size, size), np.uint8)
+    for channel, (u, v) in enumerate(scan()[: size * size]):
+        out[u, v] = channel
+    return out
+
+
 FLAT = BLOCK * float(lap.norms(BLOCK)[0]) ** 2
 """Channel 0 of a block whose pixels are all one; of both sizes of block."""
 

@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from downlink import limits
+from downlink import accelerator, limits
 from downlink.context import level_of, rotation
 from downlink.dct import BLOCK, FLAT, SUBBANDS, subband
 from downlink.errors import Malformed
@@ -109,11 +109,15 @@ class FrontEnd:
             if not len(rows):
                 continue
             scaled = rows * self.weights[members] / np.float32(step)
-            chosen = coefficients[:, at] if len(members) == len(coefficients) else coefficients[members, at]
-            planes = out[: len(rows), at].reshape(len(rows), -1)
-            np.matmul(scaled, chosen.reshape(len(members), -1), out=planes)
+            offset = np.zeros(len(rows), np.float32)
             if band == 0:
-                planes -= scaled @ (FLAT * self.mean.astype(np.float32))[:, None]
+                offset -= scaled @ (FLAT * self.mean.astype(np.float32))
+            if accelerator.mix(scaled, offset, coefficients, members, out, np.arange(len(rows)), at):
+                continue
+            planes = out[: len(rows), at].reshape(len(rows), -1)
+            chosen = coefficients[:, at] if len(members) == len(coefficients) else coefficients[members, at]
+            np.matmul(scaled, chosen.reshape(len(members), -1), out=planes)
+            planes += offset[:, None]
         return out
 
     def inverse(self, planes: Floats, step: float) -> Floats:
@@ -124,7 +128,11 @@ class FrontEnd:
             at, members, count = subband(band), self.members(band), rows.shape[1]
             if not rows.size:
                 continue
-            flat = (rows / self.weights[members, None] * np.float32(step)) @ planes[:count, at].reshape(count, -1)
+            scaled = rows / self.weights[members, None] * np.float32(step)
+            none = np.zeros(len(members), np.float32)
+            if accelerator.mix(scaled, none, planes, np.arange(count), out, members, at):
+                continue
+            flat = scaled @ planes[:count, at].reshape(count, -1)
             out[members, at] = flat.reshape(len(members), -1, height, width)
         out[:, 0] += (FLAT * self.mean.astype(np.float32))[:, None, None]
         return out

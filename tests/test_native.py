@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from decoder_node.compose import decode_rows
 from decoder_node.decoder import PlaneDecoder
-from downlink import accelerator, bundle, network
+from downlink import accelerator, bundle, dct, lap, network
 from downlink.accelerator import SWITCH, Accelerator, accelerator_of
 from downlink.dct import SUBBANDS
 from downlink.errors import BundleError, Corrupt
@@ -178,6 +179,43 @@ def test_golden_streams_decode_to_the_same_pixels(path: Path, monkeypatch: pytes
         rows = [list(decode_rows(reader.manifest, reader.chunk, decoder)) for decoder in (native, plain)]
     for one, two in zip(*rows, strict=True):
         np.testing.assert_array_equal(one.pixels, two.pixels)
+
+
+@needs_loops
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+@pytest.mark.parametrize("half", [False, True], ids=["full", "half"])
+def test_coefficients_are_those_of_numpy(loops: Accelerator, half: bool, dtype: type) -> None:
+    random = np.random.default_rng(1)
+    size = 4 if half else 8
+    for beside in product((False, True), repeat=4):
+        for height, width in ((1, 1), (4, 20), (3, 33)):
+            above, below, left, right = (size // 2 if there else 0 for there in beside)
+            shape = above + height * size + below, left + width * size + right
+            pixels = random.integers(0, 120, (3, shape[0], shape[1] + 5)).astype(dtype)[:, :, 2:-3]
+            found = np.full((5, 64, height, width), np.nan, np.float32)
+            places = np.array([4, 0, 2])
+            assert accelerator.forward(pixels, half, beside, places, found)
+            mixed = lap.mix(pixels.astype(np.float32), size, (above or size, left or size))
+            own = mixed[:, above : above + height * size, left : left + width * size]
+            np.testing.assert_allclose(found[places, : size * size], dct.forward(own, half), atol=2e-3)
+            assert np.isnan(found[[1, 3]]).all()
+            assert np.isnan(found[places, size * size :]).all()
+
+
+@needs_loops
+@pytest.mark.parametrize(("rows", "columns", "side"), [(1, 1, 4), (12, 12, 32), (3, 10, 8), (17, 5, 12)])
+def test_planes_are_those_of_numpy(loops: Accelerator, rows: int, columns: int, side: int) -> None:
+    random = np.random.default_rng(rows)
+    source = random.normal(size=(columns + 2, 64, side, side)).astype(np.float32)
+    matrix = random.normal(size=(rows, columns)).astype(np.float32)
+    offset = random.normal(size=rows).astype(np.float32)
+    taken, put = random.permutation(columns + 2)[:columns], random.permutation(rows + 3)[:rows]
+    found = np.zeros((rows + 3, 64, side, side), np.float32)
+    assert accelerator.mix(matrix, offset, source, taken, found, put, slice(4, 16))
+    wanted = np.einsum("pb,bchw->pchw", matrix, source[taken, 4:16]) + offset[:, None, None, None]
+    np.testing.assert_allclose(found[put, 4:16], wanted, atol=1e-4)
+    assert not found[:, :4].any()
+    assert not found[:, 16:].any()
 
 
 @needs_loops

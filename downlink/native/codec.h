@@ -178,8 +178,6 @@ typedef struct {
 } Tile;
 
 int walk_tile(Tile *tile);
-const char *walk_level(void); /* the kind of processor it is done for … */
-void walk_limit(int most);    /* … which tests may lower: 0 plain, 1 AVX2, 2 AVX-512 */
 
 /* ---- models: NULL where memory is short */
 

@@ -9,6 +9,8 @@
 #include <Python.h>
 
 #include "codec.h"
+#include "processor.h"
+#include "transform.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -391,8 +393,124 @@ out:
     Py_RETURN_NONE;
 }
 
+/* ---- transforms */
+
+/* forward(size, pixels, (above, left, below, right), (height, width), bases, order, places, out): bands of pixels, of any
+ * strides but the last, into out[places[i]], which is [bands][64][height][width]. */
+static PyObject *forwards(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *pixels, *bases, *order, *places, *out;
+    Forward f;
+    memset(&f, 0, sizeof f);
+    int done = 0, bands_out;
+    if (!PyArg_ParseTuple(args, "iO(pppp)(iii)OOOO", &f.size, &pixels, &f.above, &f.left, &f.below, &f.right, &bands_out,
+                          &f.height, &f.width, &bases, &order, &places, &out))
+        return NULL;
+    Held held = {.count = 0};
+    Py_buffer *view = &held.views[0];
+    if (PyObject_GetBuffer(pixels, view, PyBUF_STRIDED_RO | PyBUF_FORMAT)) return NULL;
+    held.count = 1;
+    const char *format = view->format ? view->format : "B";
+    static const char kinds[] = "BHhf";
+    const char *kind = format[0] && !format[1] ? strchr(kinds, format[0]) : NULL;
+    if ((f.size != 4 && f.size != 8) || f.height < 1 || f.width < 1 || f.height > 1 << 12 || f.width > 1 << 12 ||
+        bands_out < 1 || bands_out > 1 << 12 || view->ndim != 3 || !kind || view->strides[2] != view->itemsize) {
+        refuse("pixels of a kind or size that cannot be");
+        goto end;
+    }
+    f.kind = (Kind)(kind - kinds);
+    const int half = f.size / 2, high = f.height * f.size + half * (f.above + f.below);
+    const int wide = f.width * f.size + half * (f.left + f.right);
+    if (view->shape[0] > bands_out || view->shape[1] != high || view->shape[2] != wide) {
+        refuse("pixels do not fit the blocks");
+        goto end;
+    }
+    f.pixels = view->buf;
+    f.bands = (int)view->shape[0];
+    f.band = view->strides[0];
+    f.row = view->strides[1];
+    size_t square = (size_t)(f.size * f.size);
+    if (!(f.bases = hold(&held, bases, 8 * square * sizeof(float), 0, "bases"))) goto end;
+    if (!(f.order = hold(&held, order, square, 0, "order"))) goto end;
+    if (!(f.places = hold(&held, places, (size_t)f.bands * 4, 0, "places"))) goto end;
+    if (!(f.out = hold(&held, out, (size_t)bands_out * CHANNELS * (size_t)f.height * (size_t)f.width * 4, 1, "out")))
+        goto end;
+    for (size_t i = 0; i < square; i++)
+        if (f.order[i] >= CHANNELS) {
+            refuse("a channel is out of range");
+            goto end;
+        }
+    for (int i = 0; i < f.bands; i++)
+        if (f.places[i] < 0 || f.places[i] >= bands_out) {
+            refuse("a band is out of range");
+            goto end;
+        }
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = forward(&f);
+    Py_END_ALLOW_THREADS
+    if (failed)
+        PyErr_NoMemory();
+    else
+        done = 1;
+end:
+    release(&held);
+    if (!done) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* mix(matrix, offset, (rows, columns), from, from_places, (bands, from_stride, from_at), out, out_places, (planes,
+ * out_stride, out_at), count): floats; `from` is [bands][from_stride], of which `count` from `from_at` are taken. */
+static PyObject *mixes(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *matrix, *offset, *from, *from_places, *out, *out_places;
+    Mix m;
+    Py_ssize_t bands, from_stride, from_at, planes, out_stride, out_at, count;
+    int done = 0;
+    if (!PyArg_ParseTuple(args, "OO(ii)OO(nnn)OO(nnn)n", &matrix, &offset, &m.rows, &m.columns, &from, &from_places, &bands,
+                          &from_stride, &from_at, &out, &out_places, &planes, &out_stride, &out_at, &count))
+        return NULL;
+    Held held = {.count = 0};
+    const Py_ssize_t most = 1 << 24;
+    if (m.rows < 0 || m.columns < 0 || m.rows > 1 << 12 || m.columns > 1 << 12 || bands < 0 || planes < 0 || bands > 1 << 12 ||
+        planes > 1 << 12 || from_stride > most || out_stride > most || count < 0 || from_at < 0 || out_at < 0 ||
+        count > most || from_at > most || out_at > most || from_at + count > from_stride || out_at + count > out_stride) {
+        refuse("a mix of a size that cannot be");
+        goto end;
+    }
+    if (!(m.matrix = hold(&held, matrix, (size_t)m.rows * (size_t)m.columns * 4, 0, "matrix"))) goto end;
+    if (!(m.offset = hold(&held, offset, (size_t)m.rows * 4, 0, "offset"))) goto end;
+    const float *source = hold(&held, from, (size_t)(bands * from_stride) * 4, 0, "from");
+    if (!source || !(m.from_places = hold(&held, from_places, (size_t)m.columns * 4, 0, "from_places"))) goto end;
+    float *target = hold(&held, out, (size_t)(planes * out_stride) * 4, 1, "out");
+    if (!target || !(m.out_places = hold(&held, out_places, (size_t)m.rows * 4, 0, "out_places"))) goto end;
+    for (int i = 0; i < m.columns; i++)
+        if (m.from_places[i] < 0 || m.from_places[i] >= bands) {
+            refuse("a column is out of range");
+            goto end;
+        }
+    for (int i = 0; i < m.rows; i++)
+        if (m.out_places[i] < 0 || m.out_places[i] >= planes) {
+            refuse("a row is out of range");
+            goto end;
+        }
+    m.from = source + from_at;
+    m.out = target + out_at;
+    m.from_stride = from_stride;
+    m.out_stride = out_stride;
+    m.count = (size_t)count;
+    Py_BEGIN_ALLOW_THREADS
+    mix(&m);
+    Py_END_ALLOW_THREADS
+    done = 1;
+end:
+    release(&held);
+    if (!done) return NULL;
+    Py_RETURN_NONE;
+}
+
 /* Of what is exchanged between this file and downlink/accelerator.py: they must be of one build. */
-enum { VERSION = 1 };
+enum { VERSION = 2 };
 
 static PyObject *version(PyObject *self, PyObject *args) {
     (void)self;
@@ -403,14 +521,14 @@ static PyObject *version(PyObject *self, PyObject *args) {
 static PyObject *level(PyObject *self, PyObject *args) {
     (void)self;
     (void)args;
-    return PyUnicode_FromString(walk_level());
+    return PyUnicode_FromString(processor_name());
 }
 
 static PyObject *limit(PyObject *self, PyObject *args) {
     (void)self;
     int most;
     if (!PyArg_ParseTuple(args, "i", &most)) return NULL;
-    walk_limit(most);
+    processor_limit(most);
     Py_RETURN_NONE;
 }
 
@@ -419,6 +537,8 @@ static PyMethodDef methods[] = {
     {"encode", encode, METH_VARARGS, "Coefficients of a tile -> payloads of its chunks."},
     {"decode", decode, METH_VARARGS, "Payloads of a tile's chunks -> values."},
     {"follow", follow, METH_VARARGS, "What the prior expects of a tile's symbols."},
+    {"forward", forwards, METH_VARARGS, "Pixels -> coefficients of lapped blocks."},
+    {"mix", mixes, METH_VARARGS, "Coefficients of bands -> of planes, or back."},
     {"version", version, METH_NOARGS, "Which downlink/accelerator.py this is for."},
     {"level", level, METH_NOARGS, "The kind of processor that the inner loops are chosen for."},
     {"limit", limit, METH_VARARGS, "Choose inner loops for lesser processors: 0 plain, 1 AVX2, 2 AVX-512 (tests)."},

@@ -1,17 +1,11 @@
 /* The walk through a tile, compiled once for each kind of processor and chosen when it runs. */
 
 #include "codec.h"
+#include "processor.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(DOWNLINK_PLAIN)
-#define DOWNLINK_X86 1
-#include <immintrin.h>
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
 
 enum { RUNS_MOST = SIDE_MOST, QUARTER_MOST = (SIDE_MOST / 2 + 2) * (SIDE_MOST / 2 + 1) + 128 };
 
@@ -109,79 +103,8 @@ typedef struct {
     int chunk;
 } Walk;
 
-#define LEVEL_PLAIN 0
-#define LEVEL_AVX2 1
-#define LEVEL_AVX512 2
-
-#define LEVEL LEVEL_PLAIN
-#define NAME(x) x##_plain
-#include "walk_body.h"
-#undef LEVEL
-#undef NAME
-
-#ifdef DOWNLINK_X86
-
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,bmi,bmi2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,bmi,bmi2,fma")
-#endif
-#define LEVEL LEVEL_AVX2
-#define NAME(x) x##_avx2
-#include "walk_body.h"
-#undef LEVEL
-#undef NAME
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,bmi,bmi2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,bmi,bmi2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")
-#endif
-#define LEVEL LEVEL_AVX512
-#define NAME(x) x##_avx512
-#include "walk_body.h"
-#undef LEVEL
-#undef NAME
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-#endif
-
-static int level(void) {
-#ifdef DOWNLINK_X86
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2"))
-        return LEVEL_AVX512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma"))
-        return LEVEL_AVX2;
-#endif
-    return LEVEL_PLAIN;
-}
-
-static int ceiling = LEVEL_AVX512;
-
-void walk_limit(int most) { ceiling = most; }
-
-static int chosen(void) {
-    int found = level();
-    return found < ceiling ? found : ceiling;
-}
-
-const char *walk_level(void) {
-    static const char *const names[] = {"plain", "avx2", "avx512-vnni"};
-    return names[chosen()];
-}
+#define BODY "walk_body.h"
+#include "levels.h"
 
 static void *room(size_t count, size_t item, int *failed) {
     void *found = calloc(count + 64, item); /* some room beyond: whole vectors are read and written */
@@ -244,7 +167,7 @@ int walk_tile(Tile *t) {
     int result = NO_MEMORY;
     if (!failed) {
 #ifdef DOWNLINK_X86
-        int found = chosen();
+        int found = processor();
         result = found == LEVEL_AVX512 ? go_avx512(&w) : found == LEVEL_AVX2 ? go_avx2(&w) : go_plain(&w);
 #else
         result = go_plain(&w);
