@@ -108,6 +108,9 @@ class Asks:
             if isinstance(request, Cancel) and state == "done":
                 query = "UPDATE scenes SET reason = 'called off' WHERE scene_id = ? AND durable_at IS NULL"
                 db.execute(query, (request.scene_id,))
+            if isinstance(request, SetPriority) and state == "done":  # for decoding as well
+                query = "UPDATE scenes SET priority = ? WHERE scene_id = ?"
+                db.execute(query, (request.priority, request.scene_id))
         if isinstance(request, Install):
             (self._folder / answer.ask_id).unlink(missing_ok=True)
         [found] = self._entries("WHERE ask_id = ?", (answer.ask_id,))

@@ -52,9 +52,9 @@ class Models:
 
     @property
     def active(self) -> Path | None:
-        """The folder of the bundle to encode with; None: the operator's own."""
+        """The folder of the bundle to encode with; None: the operator's own, also where the disk has lost the other."""
         found = self._state().get("active")
-        return self.folder / found if found else None
+        return self.folder / found if found and (self.folder / found / JSON).is_file() else None
 
     @property
     def previous(self) -> str | None:

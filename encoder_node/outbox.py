@@ -145,35 +145,29 @@ class Outbox:
 
     def check_room(self, size: int = 1) -> None:
         """Raise `OutboxFull` unless a scene of `size` bytes may be taken in, for which kept ones may go."""
-        if reason := self._lack(size, without_kept=True):
-            raise OutboxFull(reason)
+        with guarded(self.folder):
+            if reason := room.lack(self._db, self.folder, self._bytes_max, size, without_kept=True):
+                raise OutboxFull(reason)
 
     def _make_room(self, size: int) -> None:
         self.check_room(size)
-        while self._lack(size):
+        while room.lack(self._db, self.folder, self._bytes_max, size, without_kept=False):
             query = "SELECT scene_id FROM scenes WHERE state = 'kept' ORDER BY settled_at LIMIT 1"
             [oldest] = self._db.execute(query).fetchone()
             outbox_chunks.drop(self._db, oldest, "its finer layers made room for newer scenes", time.time())
 
-    def _lack(self, size: int, without_kept: bool = False) -> str:
-        """Why there is no room for a scene of `size` bytes; empty if there is."""
-        with guarded(self.folder):
-            return room.lack(self._db, self.folder, self._bytes_max, size, without_kept)
-
     def entry(self, name: str) -> Entry:
         """One scene."""
-        found = self._entries("WHERE scene_id = ?", (name,))
+        with guarded(self.folder):
+            found = entries(self._db, "WHERE scene_id = ?", (name,))
         if not found:
             raise OutboxError(f"{self.folder} holds no scene {name}; `encoder-node status` lists what it holds")
         return found[0]
 
     def entries(self) -> list[Entry]:
         """All scenes, the next to be sent first, the delivered last."""
-        return self._entries("ORDER BY state = 'delivered', priority DESC, number", ())
-
-    def _entries(self, where: str, values: Sequence[object]) -> list[Entry]:
         with guarded(self.folder):
-            return entries(self._db, where, values)
+            return entries(self._db, "ORDER BY state = 'delivered', priority DESC, number")
 
     def due(self, most: int, *, without: frozenset[str] = frozenset(), now: float | None = None) -> list[Outgoing]:
         """At most `most` scenes to be sent now, leaving out those in `without`: the highest priority first, then the

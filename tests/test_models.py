@@ -221,6 +221,17 @@ def test_a_spoilt_state_is_the_operators_own_bundle(models: Models) -> None:
     assert installed(models, bundle_files(), AGAIN).verdict is Verdict.DONE
 
 
+def test_a_bundle_that_the_disk_has_lost_is_sent_again(models: Models) -> None:
+    files = bundle_files()
+    installed(models, files)
+    assert models.active is not None
+    (models.active / "tables.bin").write_bytes(b"other bytes")
+    assert installed(models, files, AGAIN).verdict is Verdict.DONE  # the same: all of it came again
+    assert name_of(models) == "made"
+    shutil.rmtree(models.active)
+    assert models.active is None
+
+
 class Crash(BaseException):
     pass
 

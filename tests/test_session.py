@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import itertools
+import math
 import random
 from dataclasses import replace
 

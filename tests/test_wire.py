@@ -28,6 +28,9 @@ from downlink.frame import (
     REASON_BYTES_MAX,
     RETRY_S_MAX,
     Ack,
+    Answer,
+    Ask,
+    BundlePart,
     Chunk,
     Chunks,
     EdgeFrame,
@@ -35,11 +38,13 @@ from downlink.frame import (
     Hello,
     Offer,
     Pause,
+    Progress,
     Refusal,
     RefusalCode,
     Resend,
     SceneState,
     State,
+    Verdict,
     Welcome,
 )  # fmt: skip
 from downlink.framing import edge_frame, edge_message, ground_frame, ground_message
@@ -104,6 +109,7 @@ ranges = st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), max_size=20
     )
 )
 ids = st.binary(min_size=32, max_size=32).map(bytes.hex)
+names = st.binary(min_size=16, max_size=16).map(bytes.hex)
 words = st.text(st.characters(categories=["L", "N", "P"]), max_size=40)
 chunks = st.builds(Chunk, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.binary(min_size=1, max_size=99))
 edge_frames = st.one_of(
@@ -111,6 +117,8 @@ edge_frames = st.one_of(
     st.builds(Offer, ids, st.binary(min_size=1, max_size=99), st.integers(-(2**31), 2**31 - 1)),
     st.builds(Chunks, ids, st.lists(chunks, min_size=1, max_size=5).map(tuple), st.booleans()),
     st.builds(Pause, ids),
+    st.builds(Answer, names, st.sampled_from(Verdict), words),
+    st.builds(Progress, names, st.integers(0, limits.BUNDLE_BYTES_MAX)),
 )
 reasons = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=40)
 refusals = st.builds(Refusal, st.sampled_from(RefusalCode), reasons, st.integers(1, RETRY_S_MAX))
@@ -121,6 +129,8 @@ ground_frames = st.one_of(
     st.builds(SceneState, ids, st.just(State.REFUSED), st.just(()), refusals),
     st.builds(Ack, ids, ranges),
     st.builds(Resend, ids, ranges, words),
+    st.builds(Ask, names, st.binary(min_size=1, max_size=99)),
+    st.builds(BundlePart, names, st.integers(0, limits.BUNDLE_BYTES_MAX), st.binary(min_size=1, max_size=99)),
 )
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from downlink import limits
 from downlink.window import START_BYTES, Window
+from tests.sim.edge import EdgeMachine
+from tests.sim.ground import GroundMachine
 from tests.sim.judge import Judge
-from tests.sim.machines import EdgeMachine, GroundMachine
 from tests.sim.network import Time, Weather
 from tests.streams import Stream, stream
 

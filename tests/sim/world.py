@@ -8,8 +8,9 @@ from pathlib import Path
 
 from downlink.ranges import runs_of
 from downlink.request import Cancel, Refine, Request, SetPriority, SetTarget
+from tests.sim.edge import EdgeMachine
+from tests.sim.ground import GroundMachine
 from tests.sim.judge import Broken, Judge
-from tests.sim.machines import EdgeMachine, GroundMachine
 from tests.sim.network import Time, Weather
 from tests.streams import Stream, stream
 
