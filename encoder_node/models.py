@@ -51,6 +51,15 @@ class Models:
         self._testing: tuple[str, str] | None = None  # the request and the bundle that waits for its test
 
     @property
+    def signed_only(self) -> bool:
+        """Are only bundles taken that a certain key has signed?"""
+        return self._key is not None
+
+    def fix(self, reason: str) -> None:
+        """Take none from the ground."""
+        self._fixed = self._fixed or reason
+
+    @property
     def active(self) -> Path | None:
         """The folder of the bundle to encode with; None: the operator's own, also where the disk has lost the other."""
         found = self._state().get("active")

@@ -13,6 +13,8 @@ Raises `LinkError` when asked to stop with an empty outbox and that cannot be ha
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import math
 import time
 from collections.abc import Callable
@@ -65,6 +67,14 @@ class Options:
     contacts: Contacts = field(default_factory=Contacts)  # when the ground is in sight
 
     @property
+    def strange(self) -> bool:
+        """May anybody play the ground?"""
+        host = self.ground.rpartition(":")[0].strip("[]")
+        with contextlib.suppress(ValueError):
+            return self.tls is None and not ipaddress.ip_address(host).is_loopback
+        return self.tls is None and host != "localhost"
+
+    @property
     def rate(self) -> float | None:
         """Bytes per second."""
         return None if self.rate_kbps is None else self.rate_kbps * 125.0
@@ -82,6 +92,8 @@ class Sender:
     def __init__(self, outbox: Outbox, options: Options, models: Models | None = None) -> None:
         self.outbox = outbox
         self.models = models
+        if models is not None and options.strange and not models.signed_only:
+            models.fix("anybody may play the ground of this node: it takes bundles over TLS, or signed (--model-key)")
         self.options = options
         self.bucket = Bucket(options.rate, time.monotonic())  # one for all streams: a cut must not refill it
         start = START_BYTES if options.rate is None else max(START_BYTES, int(options.rate * ROUND_TRIP_S))

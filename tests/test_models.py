@@ -25,6 +25,8 @@ from encoder_node.cli import main as edge_cli
 from encoder_node.config import ConfigError
 from encoder_node.models import NEEDED, Models
 from encoder_node.options import model_of
+from encoder_node.outbox import Outbox
+from encoder_node.sender import Options, Sender
 from encoder_node.trial import trial
 from tests import scenes
 
@@ -205,6 +207,26 @@ def test_the_operators_word_stands(tmp_path: Path) -> None:
     assert answer is not None
     assert (answer.verdict, answer.message) == (Verdict.REFUSED, fixed._fixed)
     assert fixed.rollback(AGAIN).verdict is Verdict.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("ground", "taken"),
+    [
+        ("127.0.0.1:1", True),
+        ("localhost:1", True),
+        ("[::1]:1", True),
+        ("10.0.0.1:1", False),
+        ("ground.example:1", False),
+    ],
+)
+def test_nobody_who_plays_the_ground_can_install_a_bundle(tmp_path: Path, ground: str, taken: bool) -> None:
+    """Without TLS it must be on the same machine, or sign what it sends."""
+    models = Models(tmp_path / "box")
+    with Outbox(tmp_path / "box", create=True) as box:
+        Sender(box, Options(ground), models)
+        said = models.begin(ASK, install_of(bundle_files()))
+    assert isinstance(said, Progress) is taken
+    assert taken or "it takes bundles over TLS, or signed" in str(said)
 
 
 def test_a_full_disk_is_said_before_anything_comes(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
