@@ -78,7 +78,7 @@ def refine(
         _print(asks.add(request), as_json)
 
 
-@ask.command()
+@ask.command(context_settings={"ignore_unknown_options": True})  # -5 is a number
 @click.argument("scene")
 @click.argument("priority", type=click.IntRange(-1000, 1000))
 @archive_option

@@ -239,7 +239,7 @@ def test_what_is_called_off_goes_and_the_archive_says_so(tmp_path: Path) -> None
 def test_requests_are_answered_in_their_order(tmp_path: Path) -> None:
     made, other = stream(0), stream(1)
     box = kept(tmp_path, made, other)
-    asked = [ask(tmp_path, "priority", "--", made.id, str(number)) for number in (5, -7, 3)]
+    asked = [ask(tmp_path, "priority", made.id, str(number)) for number in (5, -7, 3)]
 
     async def main() -> None:
         async with serving(tmp_path) as ground, listening(box, ground.address):
