@@ -24,7 +24,7 @@ from downlink.errors import Malformed, Unsupported
 from downlink.latent import GROUPS, ReceivedTile, TileCode, decode_tiles
 from downlink.lattice import Lattice
 from downlink.manifest import Manifest
-from downlink.plane import FrontEnd, unpack_front_end
+from downlink.plane import GAINS_PER_OCTAVE, FrontEnd, unpack_front_end
 from downlink.prior import FEATURES, GRAPHS, Prior
 from downlink.spec import plane_spec
 from downlink.table import Tables
@@ -103,6 +103,7 @@ class _DecodedTile:
     tile: Tile
     values: Values | None
     nodata: NDArray[np.bool_] | None
+    gain: int = 0
 
 
 class LatticeDecoder:
@@ -134,11 +135,19 @@ class LatticeDecoder:
             )
         side = chunk(layout.index(ChunkKey(Kind.SIDE, grid=number)))
         self.front_end: FrontEnd | None = None
-        self.code: TileCode | None = None
+        self._codes: dict[int, TileCode] = {}
         if side is not None:
-            self.front_end = unpack_front_end(side, lattice.half, lattice.weights, self.coding.planes)
-            levels, turn = self.front_end.levels, self.front_end.turn
-            self.code = TileCode(spec, decoder.tables, levels, turn, self.coding.planes_per_chunk)
+            tiles = len(self.tiles)
+            self.front_end = unpack_front_end(side, lattice.half, lattice.weights, self.coding.planes, tiles)
+
+    def _code(self, front_end: FrontEnd, gain: int) -> TileCode:
+        """How tiles of this gain are coded."""
+        found = self._codes.get(gain)
+        if found is None:
+            levels, decoder = front_end.levels_at(gain), self.decoder
+            found = TileCode(decoder.spec, decoder.tables, levels, front_end.turn, self.coding.planes_per_chunk)
+            self._codes[gain] = found
+        return found
 
     def rows(self) -> Iterator[LatticeRow]:
         """All rows, top to bottom."""
@@ -194,18 +203,20 @@ class LatticeDecoder:
                 key = self.layout.key(index)
                 chunks[key.group, key.block] = payload
         received = None
-        if self.code is not None and (0, 0) in chunks:
+        if self.front_end is not None:
+            decoded.gain = self.front_end.gain(number)
+        if self.front_end is not None and (0, 0) in chunks:
             height, width = (side // dct.BLOCK for side in tile.coded)
-            received = ReceivedTile(self.code, height, width, chunks)
+            received = ReceivedTile(self._code(self.front_end, decoded.gain), height, width, chunks)
             decoded.values = received.value
         return decoded, received, len(indexes) - len(chunks), len(indexes)
 
     def _decode(self, tiles: list[ReceivedTile], most: int) -> None:
-        """Tiles of one size together, in parts of about equal numbers."""
-        by_size: dict[tuple[int, ...], list[ReceivedTile]] = {}
+        """Tiles of one size and code together, in parts of about equal numbers."""
+        alike: dict[tuple[int, ...], list[ReceivedTile]] = {}
         for tile in tiles:
-            by_size.setdefault(tile.value.shape, []).append(tile)
-        for group in by_size.values():
+            alike.setdefault((id(tile.code), *tile.value.shape), []).append(tile)
+        for group in alike.values():
             parts = -(-len(group) // most)
             for part in range(parts):
                 decode_tiles(group[part * len(group) // parts : (part + 1) * len(group) // parts], self.decoder.prior)
@@ -220,8 +231,8 @@ class LatticeDecoder:
             np.empty((int((~half).sum()), height, width), self.grid.dtype),
             np.empty((int(half.sum()), -(-height // 2), -(-width // 2)), self.grid.dtype),
         )
-        for start in range(0, len(here), TILES_PER_STRIP):
-            columns = range(start, min(start + TILES_PER_STRIP, len(here)))
+        for columns in _strips(here):
+            start = columns.start
             strip = self._strip([above, here, below], columns)
             offset = here[start].tile.window.col
             for column in columns:
@@ -246,7 +257,7 @@ class LatticeDecoder:
         if not present or self.front_end is None:
             return None
         planes, channels, high, _ = present[0]
-        halo = self.halo
+        halo, gain = self.halo, tiles[0].gain
         top, bottom = halo if rows[0] else 0, halo if rows[2] else 0
         left = halo if columns.start else 0
         right = halo if columns.stop < len(rows[1]) else 0
@@ -268,8 +279,11 @@ class LatticeDecoder:
                 else:
                     side = -1 if column < columns.start else 1
                     source_cols, target_cols = _overlap(side, found.shape[3], left, wide, right)
-                values[:, :, target_rows, target_cols] = found[:, :, source_rows, source_cols]
-        out = self.decoder.synthesise(values, self.front_end.levels)
+                part = found[:, :, source_rows, source_cols]
+                coarser = row[column].gain - gain  # a neighbour's steps, in ours
+                scaled = part * np.float32(2.0 ** (coarser / GAINS_PER_OCTAVE)) if coarser else part
+                values[:, :, target_rows, target_cols] = scaled
+        out = self.decoder.synthesise(values, self.front_end.levels_at(gain))
         some = np.asarray(values.any(axis=1))
         for at, tile in enumerate(tiles):  # a tile depends on itself and its halo, not on who shares its strip
             if tile.values is not None:
@@ -280,12 +294,16 @@ class LatticeDecoder:
         above, before = min(top, LAP), min(left, LAP)
         below, after = min(bottom, LAP), min(right, LAP)
         core = out[:, :, top - above : top + high + below, left - before : left + wide + after]
-        coefficients = self.front_end.inverse(np.ascontiguousarray(core), self.coding.step)
+        step = self.coding.step * 2.0 ** (gain / GAINS_PER_OCTAVE)
+        coefficients = self.front_end.inverse(np.ascontiguousarray(core), step)
+        window = tiles[-1].tile.window  # blocks wholly beyond the lattice are not mixed with others
+        down = above + -(-window.height // dct.BLOCK) + below
+        across = before + wide - widths[-1] + -(-window.width // dct.BLOCK) + after
         both = []
         for half, chosen in ((False, ~self.lattice.half), (True, self.lattice.half)):
             size = dct.BLOCK // 2 if half else dct.BLOCK
             pixels = dct.inverse(coefficients[chosen, : size * size], half)
-            lap.unmix(pixels, size, (size, size))
+            lap.unmix(pixels[:, : down * size, : across * size], size, (size, size))
             inside = np.s_[:, above * size : (above + high) * size, before * size : (before + wide) * size]
             both.append(self._whole(pixels[inside]))
         return both[0], both[1]
@@ -316,6 +334,15 @@ class LatticeDecoder:
         if nodata is not None:
             whole = np.broadcast_to(nodata, (chosen.size, *nodata.shape[1:]))
             pixels[whole[chosen, ::factor, ::factor]] = value
+
+
+def _strips(tiles: list[_DecodedTile]) -> Iterator[range]:
+    """Neighbouring tiles of a row that are synthesised together: those of one gain."""
+    start = 0
+    for end in range(1, len(tiles) + 1):
+        if end == len(tiles) or end - start == TILES_PER_STRIP or tiles[end].gain != tiles[start].gain:
+            yield range(start, end)
+            start = end
 
 
 def _overlap(side: int, have: int, before: int, core: int, after: int) -> tuple[slice, slice]:

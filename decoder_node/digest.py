@@ -48,15 +48,17 @@ def tile_symbols(manifest: Manifest, chunk: Chunk, decoder: PlaneDecoder, number
     side = chunk(layout.index(ChunkKey(Kind.SIDE, grid=number)))
     if side is None:
         return
-    front_end = unpack_front_end(side, lattice.half, lattice.weights, coding.planes)
-    code = TileCode(decoder.spec, decoder.tables, front_end.levels, front_end.turn, coding.planes_per_chunk)
-    for index, tile in enumerate(layout.tiles(number)):
+    tiles = layout.tiles(number)
+    front_end = unpack_front_end(side, lattice.half, lattice.weights, coding.planes, len(tiles))
+    for index, tile in enumerate(tiles):
         chunks = {}
         for at in layout.latents_of(number, index):
             key, payload = layout.key(at), chunk(at)
             if payload is not None:
                 chunks[key.group, key.block] = payload
         height, width = (px // BLOCK for px in tile.coded)
+        levels = front_end.levels_at(front_end.gain(index))
+        code = TileCode(decoder.spec, decoder.tables, levels, front_end.turn, coding.planes_per_chunk)
         received = ReceivedTile(code, height, width, chunks)
         decode_tiles([received], decoder.prior)
         yield received

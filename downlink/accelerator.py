@@ -1,4 +1,3 @@
-# NOTE from the lead: read /work/tmp/NOTE_TO_NATIVE.md, then delete this line.
 """The inner loops of the tile codec in C, where they could be built: the same bytes, sooner.
 
 `downlink._native` (sources in `downlink/native/`) is an optional extension. Everything works without it, in numpy,

@@ -27,6 +27,9 @@ QUIET = 0.05
 """A plane's subband whose coefficients deviate by less than this share of the step is dropped."""
 PARTITIONS = ((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 2), (0, 1, 2, 3))
 """Which basis each subband has: from one KLT for all to one for each."""
+GAINS_PER_OCTAVE = 4
+"""A tile's gain says how much coarser it is coded than the lattice's step, in the unit of levels: quarter octaves."""
+GAIN_MAX = 63
 ALL_BANDS = 3
 """Subbands that bands of half resolution have: the first three."""
 
@@ -37,6 +40,8 @@ Rows = NDArray[np.int16]
 _VERSION = 2
 _HEAD = 9  # version, flags, partition, bits of means, levels and of each basis
 _WEIGHED = 1  # flag: weights of bands follow the means
+_GAINED = 2  # flag: gains of tiles follow the bases
+_GAIN_BITS = 6
 _WEIGHT_BITS = 16
 _WEIGHT_UNIT = 1024.0  # per octave; 0 octaves in the middle of the range
 _LEVEL_BITS = 7
@@ -63,6 +68,17 @@ class FrontEnd:
     rows: tuple[Rows, ...]
     limits: tuple[int, ...]
     levels: NDArray[np.uint8]
+    gains: NDArray[np.uint8] | None = None
+    """Of every tile of the lattice (tiles); None: all 0."""
+
+    def gain(self, tile: int) -> int:
+        """The gain of a tile."""
+        return 0 if self.gains is None else int(self.gains[tile])
+
+    def levels_at(self, gain: int) -> NDArray[np.uint8]:
+        """Levels (planes, 4) relative to the step of tiles of this gain; what is sent stays sent."""
+        lower = np.maximum(1, self.levels.astype(np.int16) - gain).astype(np.uint8)
+        return np.where(self.levels > 0, lower, 0).astype(np.uint8)
 
     @property
     def planes(self) -> int:
@@ -141,7 +157,7 @@ class FrontEnd:
         """The side chunk's bytes."""
         mean_bits = max(1, int(np.abs(self.mean).max()).bit_length() + 1)
         row_bits = [limit.bit_length() + 1 for limit in self.limits]
-        flags = 0 if self.importance is None else _WEIGHED
+        flags = (0 if self.importance is None else _WEIGHED) | (0 if self.gains is None else _GAINED)
         head = bytes([_VERSION, flags, self.partition, mean_bits, _LEVEL_BITS, *row_bits])
         counts = [len(rows) for rows in self.rows]
         numbers: list[NDArray[np.int64]] = [np.array(counts), self.mean.astype(np.int64) + (1 << mean_bits - 1)]
@@ -155,6 +171,9 @@ class FrontEnd:
         for first in self._bases():
             numbers.append(self._basis(first).astype(np.int64).ravel() + self.limits[first])
             widths += [row_bits[first]] * numbers[-1].size
+        if self.gains is not None:
+            numbers.append(self.gains.astype(np.int64))
+            widths += [_GAIN_BITS] * self.gains.size
         return head + pack_bits(np.concatenate(numbers), np.array(widths))
 
     def _bases(self) -> list[int]:
@@ -186,14 +205,14 @@ def _first_subbands(partition: int) -> list[int]:
     return [bases.index(basis) for basis in sorted(set(bases))]
 
 
-def unpack_front_end(payload: bytes, half: NDArray[np.bool_], native: Floats, planes: int) -> FrontEnd:
-    """Read a side chunk of a lattice with so many bands, `half` of them of half resolution, whose coding states so
-    many planes; Malformed where they disagree."""
+def unpack_front_end(payload: bytes, half: NDArray[np.bool_], native: Floats, planes: int, tiles: int) -> FrontEnd:
+    """Read a side chunk of a lattice with so many bands, `half` of them of half resolution, and so many tiles, whose
+    coding states so many planes; Malformed where they disagree."""
     bands, subbands = half.size, len(SUBBANDS)
     if len(payload) < _HEAD:
         raise Malformed(f"side chunk: {len(payload)} bytes, its head alone is {_HEAD}; this is no side chunk")
     version, flags, partition, mean_bits, level_bits, *row_bits = payload[:_HEAD]
-    if version != _VERSION or flags > _WEIGHED:
+    if version != _VERSION or flags > _WEIGHED | _GAINED:
         raise Malformed(
             f"side chunk: version {version} flags {flags}, known is version {_VERSION}; update this program"
         )
@@ -227,8 +246,9 @@ def unpack_front_end(payload: bytes, half: NDArray[np.bool_], native: Floats, pl
             if row_bits[b] != row_bits[first] or has[b] != has[first]:
                 raise Malformed(f"side chunk: subbands {sharing} share a basis but not its bits or bands")
             rows[b] = basis.reshape(longest, has[first])[: int(counts[b])].astype(np.int16)
+    gains = reader.take(tiles, _GAIN_BITS).astype(np.uint8) if flags & _GAINED else None
     reader.close()
-    return FrontEnd(mean.astype(np.int32), half, native, importance, partition, tuple(rows), bounds, levels)
+    return FrontEnd(mean.astype(np.int32), half, native, importance, partition, tuple(rows), bounds, levels, gains)
 
 
 class _Bits:

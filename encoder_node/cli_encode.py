@@ -46,6 +46,7 @@ def encode(scene: Path, out: Path, model: str | None, threads: int, as_json: boo
     encoder-node encode scene.tif scene.dl
     encoder-node encode scene.tif scene.dl --bits-per-sample 0.5
     encoder-node encode S2A_MSIL2A_20260101.SAFE scene.dl --psnr 48 --json
+    encoder-node encode scene.tif scene.dl --bits-per-sample 0.1 --importance burnt-areas.geojson
     """
     began = time.monotonic()
     target = target_of()
@@ -169,7 +170,7 @@ def _encoded(scene: Path, model: str, target: Target, threads: int, spool: Path)
         from encoder_node.encoder import PlaneEncoder
         from encoder_node.pipeline import encode_scene
 
-        encoder = PlaneEncoder(find(model), threads=threads)
+        encoder = PlaneEncoder(find(model), threads, click.get_current_context().params["effort"])
         with _progress(scene.name) as progress, encode_scene(source, encoder, target, spool, progress) as encoded:
             yield encoded
     finally:

@@ -77,7 +77,7 @@ def run(
     outbox: Path, ground: str, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None,
     outbox_mb: float | None, watch: Path | None, once: bool, rate_kbps: float | None, window_kib: int,
     contact: tuple[str, ...], contacts: Path | None, patience: float, layers: int | None, model_key: Path | None,
-    model: str | None, threads: int, log_level: str, **_: object,
+    model: str | None, threads: int, effort: str, importance: Path | None, outside: float, log_level: str, **_: object,
 ) -> None:  # fmt: skip
     """Send what the outbox holds, for as long as it takes.
 
@@ -113,10 +113,11 @@ def run(
     )
     fixed = "" if model is None else f"this node's operator has chosen its model: --model {model}"
     standing = Standing(
-        always=[f"--threads={threads}", f"--weights={target.weights}"]
+        always=[f"--threads={threads}", f"--effort={effort}", f"--weights={target.weights}"]
+        + ([] if importance is None else [f"--importance={importance.absolute()}", f"--outside={outside}"])
         + ([] if model is None else [f"--model={model}"])
         + ([] if outbox_mb is None else [f"--outbox-mb={outbox_mb:g}"]),
-        target=[typed(name, value) for name, value in target.settings.items() if name != "weights"],
+        target=[typed(name, value) for name, value in target.settings.items() if name not in ("weights", "importance")],
         layers=[] if layers is None else [f"--layers={layers}"],
     )
     key = None if model_key is None else Key(model_key)

@@ -62,6 +62,13 @@ def target_options(command: Command) -> Command:
     """The options that say how well to encode."""
     for option in (
         click.option(
+            "--effort",
+            type=click.Choice(["fast", "best"]),
+            default="best",
+            show_default=True,
+            help="fast: no symbol is weighed against its bits; quicker, and some per cent more bits.",
+        ),
+        click.option(
             "--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="Threads of the network."
         ),
         click.option(
@@ -77,6 +84,21 @@ def target_options(command: Command) -> Command:
             metavar="W",
             help="How much each band's error counts: equal; balanced (relative to the band's deviation); noise "
             "(relative to its noise); visible (red, green and blue four times); B04=4,B03=4 …",
+        ),
+        click.option(
+            "--outside",
+            type=float,
+            default=0.125,
+            show_default=True,
+            metavar="W",
+            help="How much an error outside of the polygons of --importance counts.",
+        ),
+        click.option(
+            "--importance",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Where the scene matters: a raster over the whole of it (1/4: an error counts a quarter), or GeoJSON "
+            "with polygons.",
         ),
         click.option("--bytes", "stream_bytes", type=int, metavar="N", help="The stream may not exceed N bytes."),
         click.option("--bits-per-sample", type=float, metavar="R", help="Aim at this rate, within 2 %."),
@@ -156,6 +178,7 @@ def layers_of(given: int | None, asked: SetTarget) -> int | None:
 
 def target_of(asked: SetTarget | None = None) -> Target:
     """What is asked for: on the command line, else by the ground, else in the configuration file."""
+    from encoder_node.importance import ImportanceFile
     from encoder_node.target import Target
 
     ctx = click.get_current_context()
@@ -165,6 +188,9 @@ def target_of(asked: SetTarget | None = None) -> Target:
     if asked is not None and asked.target and not typed:
         value = int(asked.value) if asked.target in ("stream_bytes", "max_error") else asked.value
         given = {asked.target.removesuffix("_db"): value}
+    drawn = None
+    if ctx.params["importance"] is not None:
+        drawn = ImportanceFile(ctx.params["importance"], ctx.params["outside"])
     return Target(
         quality=given.get("quality"),
         bits_per_sample=given.get("bits_per_sample"),
@@ -172,4 +198,5 @@ def target_of(asked: SetTarget | None = None) -> Target:
         stream_bytes=given.get("stream_bytes"),
         max_error=given.get("max_error"),
         weights=ctx.params["weights"],
+        importance=drawn,
     )

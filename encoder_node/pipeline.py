@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,14 @@ from downlink.errors import SceneError
 from downlink.latent import GROUPS, TileCode
 from downlink.lattice import Resolution, join, lattices, resolution_of
 from downlink.mask import MaskMode
-from downlink.plane import FrontEnd
+from downlink.plane import GAINS_PER_OCTAVE, FrontEnd
 from downlink.quality import default_peak
 from downlink.repeat import Repetition
 from downlink.scene import Scene, validate
 from downlink.symbol import SymbolEncoder, finish_together
 from encoder_node.encoder import PlaneEncoder
 from encoder_node.exact import encode_exact
+from encoder_node.importance import Importance
 from encoder_node.mask_spool import MaskSpool
 from encoder_node.refine import Decided
 from encoder_node.source import Source
@@ -66,27 +68,33 @@ class _ChunkTooLarge(Exception):
 class _LatticeEncoder:
     """Encodes one lattice at one step into a spool."""
 
-    def __init__(self, reader: LatticeReader, encoder: PlaneEncoder, weights: str) -> None:
+    def __init__(
+        self, reader: LatticeReader, encoder: PlaneEncoder, weights: str, importance: Importance | None
+    ) -> None:
         self.reader, self.encoder = reader, encoder
+        self.gains = None if importance is None else importance.gains(reader.tiles)
         lattice = reader.lattice
         plain = reader.statistics()
         first = [0, *np.cumsum([len(grid.bands) for grid in reader.source.scene.grids]).tolist()]
         numbers = [first[member.grid] + member.band + 1 for member in lattice.members]
-        importance = band_weights(weights, lattice.grid.bands, numbers, plain.deviations, plain.noises)
-        self.statistics = plain.weighted(lattice.weights, importance)
+        weighting = band_weights(weights, lattice.grid.bands, numbers, plain.deviations, plain.noises)
+        self.statistics = plain.weighted(lattice.weights, weighting)
         self.blocks = -(-lattice.height // BLOCK) * -(-lattice.width // BLOCK)
 
     def _front_end(self, step: float) -> FrontEnd:
-        return self.statistics.front_end(step, self.blocks)
+        return replace(self.statistics.front_end(step, self.blocks), gains=self.gains)
 
-    def _code(self, front_end: FrontEnd, planes_per_chunk: int) -> TileCode:
-        return TileCode(self.encoder.spec, self.encoder.tables, front_end.levels, front_end.turn, planes_per_chunk)
+    def _code(self, front_end: FrontEnd, planes_per_chunk: int, gain: int) -> TileCode:
+        levels = front_end.levels_at(gain)
+        return TileCode(self.encoder.spec, self.encoder.tables, levels, front_end.turn, planes_per_chunk)
 
     def _decide(
-        self, tiles: Sequence[TilePixels], front_end: FrontEnd, code: TileCode, step: float, measures: bool
+        self, tiles: Sequence[TilePixels], front_end: FrontEnd, step: float, planes_per_chunk: int, measures: bool
     ) -> Decided:
-        """Symbols of tiles of one coded size."""
+        """Symbols of tiles of one coded size and one gain."""
         mean = front_end.mean.astype(np.float32)
+        gain = front_end.gain(tiles[0].number)
+        code, step = self._code(front_end, planes_per_chunk, gain), _coarser(step, gain)
         height, width = (side // BLOCK for side in tiles[0].tile.coded)
         planes = np.empty((len(tiles), front_end.planes, CHANNELS, height, width), np.float32)
         for tile, out in zip(tiles, planes, strict=True):
@@ -97,16 +105,16 @@ class _LatticeEncoder:
         """(bits, squared error in DN squared, summed over samples) that the whole lattice takes at this step, from
         sample tiles."""
         front_end = self._front_end(step)
-        code = self._code(front_end, front_end.planes)
         bits = error = 0.0
         pixels = 0
         for number in self.reader.sample_tiles(RATE_TILES):
             tile = self.reader.one(number)
-            decided = self._decide([tile], front_end, code, step, True)
+            decided = self._decide([tile], front_end, step, front_end.planes, True)
             tile_cost = decided.bits(0)
             bits += tile_cost + 8 * OVERHEAD_BYTES_PER_CHUNK * GROUPS
             samples = tile.tile.window.samples * len(self.reader.lattice.members)
-            error += float(decided.errors[0]) * self._error_ratio(tile_cost / samples) * step**2
+            own_step = _coarser(step, front_end.gain(number))
+            error += float(decided.errors[0]) * self._error_ratio(tile_cost / samples) * own_step**2
             pixels += tile.tile.window.samples
         lattice = self.reader.lattice
         whole = lattice.height * lattice.width
@@ -146,7 +154,6 @@ class _LatticeEncoder:
         self, step: float, front_end: FrontEnd, block: int, spool: Spool, progress: Callable[[], None]
     ) -> MaskMode:
         grid = self.reader.number
-        code = self._code(front_end, block)
         spool.put(ChunkKey(Kind.SIDE, grid=grid), front_end.pack())
         masks = MaskSpool(grid, len(self.reader.grid.bands), self.reader.tiles, spool)
         waiting: dict[ChunkKey, SymbolEncoder | Sent] = {}
@@ -154,7 +161,7 @@ class _LatticeEncoder:
             for tiles in self._together(self.reader.row(row), front_end.planes):
                 for tile in tiles:
                     masks.put(tile.number, tile.nodata())
-                decided = self._decide(tiles, front_end, code, step, False)
+                decided = self._decide(tiles, front_end, step, block, False)
                 for tile, chunks in zip(tiles, decided.chunks, strict=True):
                     waiting |= {
                         ChunkKey(Kind.LATENT, grid, tile.number, group, number): chunk
@@ -167,16 +174,24 @@ class _LatticeEncoder:
         _put_chunks(waiting, spool)
         return masks.mode
 
+    def _kind(self, tile: TilePixels) -> tuple[int, ...]:
+        return (*tile.tile.coded, 0 if self.gains is None else int(self.gains[tile.number]))
+
     def _together(self, tiles: Iterable[TilePixels], planes: int) -> Iterator[list[TilePixels]]:
-        """Neighbouring tiles of one coded size, a few at once."""
+        """Neighbouring tiles of one coded size and one gain, a few at once."""
         most = max(1, min(TILES_AT_ONCE, PLANE_TILES_AT_ONCE // planes))
         batch: list[TilePixels] = []
         for tile in tiles:
-            if batch and (len(batch) == most or tile.tile.coded != batch[0].tile.coded):
+            if batch and (len(batch) == most or self._kind(tile) != self._kind(batch[0])):
                 yield batch
                 batch = []
             batch.append(tile)
         yield batch
+
+
+def _coarser(step: float, gain: int) -> float:
+    """The step of tiles of this gain."""
+    return float(step * 2.0 ** (gain / GAINS_PER_OCTAVE))
 
 
 def _put_chunks(waiting: dict[ChunkKey, SymbolEncoder | Sent], spool: Spool) -> None:
@@ -266,7 +281,8 @@ def _encode(
     readers = [
         LatticeReader(source, lattice, number, TILE) for number, lattice in enumerate(lattices(scene, resolutions))
     ]
-    encoders = [_LatticeEncoder(reader, encoder, target.weights) for reader in readers]
+    importance = None if target.importance is None else target.importance.on(scene.grids[0])
+    encoders = [_LatticeEncoder(reader, encoder, target.weights, importance) for reader in readers]
     steps = _steps(target, scene, encoders)
     done, total = 0, sum(len(reader.tiles) for reader in readers)
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from downlink import limits
 from downlink.errors import SceneError
 from downlink.quality import PEAK_8_BIT, PEAK_REFLECTANCE, psnr_db
+from downlink.scene import printable
+from encoder_node.importance import Drawn
 from encoder_node.weights import EQUAL, parse
 
 DEFAULT_QUALITY = 50.0
@@ -41,6 +43,8 @@ class Target:
     max_error: int | None = None
     weights: str = EQUAL
     """How much each band's error counts (`encoder_node.weights`)."""
+    importance: Drawn | None = None
+    """Where the scene matters (`encoder_node.importance`)."""
 
     def __post_init__(self) -> None:
         names = ("quality", "bits_per_sample", "psnr_db", "stream_bytes", "max_error")
@@ -55,6 +59,10 @@ class Target:
             "max_error": (0, limits.MAX_ERROR_MAX),
         }
         parse(self.weights)
+        if self.max_error is not None and self.importance is not None:
+            raise SceneError(
+                "max error is promised for every pixel, importance says where less is enough; give one of them"
+            )
         for name in given:
             value, (low, high) = getattr(self, name), bounds[name]
             if not low <= value <= high:
@@ -87,6 +95,8 @@ class Target:
     def settings(self) -> dict[str, str | float]:
         """How the stream was asked for, as the manifest keeps it."""
         asked: dict[str, str | float] = {} if self.weights == EQUAL else {"weights": self.weights}
+        if self.importance is not None:
+            asked["importance"] = printable(self.importance.name)
         if self.bits_per_sample is not None:
             return asked | {"bits_per_sample": float(self.bits_per_sample)}
         if self.psnr_db is not None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from downlink import dct, lap
+from downlink import accelerator, dct, lap
 from downlink.fill import fill_holes
 from downlink.lattice import Lattice, Member, native_index, sample_index
 from downlink.plane import Moments, Statistics
@@ -106,38 +106,65 @@ class TilePixels:
         """Transform coefficients (bands, 64, blocks down, blocks across), nodata filled; `mean`
         (bands) fills a band that has no valid pixel here."""
         lattice = self.lattice
-        if not lattice.half.any():
-            return self._transformed(False, mean)
-        down, across = (side // dct.BLOCK for side in self.tile.coded)
-        out = np.zeros((len(lattice.members), dct.CHANNELS, down, across), np.float32)
-        if not lattice.half.all():
-            out[~lattice.half] = self._transformed(False, mean[~lattice.half])
-        out[lattice.half, : dct.HALF_CHANNELS] = self._transformed(True, mean[lattice.half])
-        return out
+        coded = tuple(side // dct.BLOCK for side in self.tile.coded)
+        held = tuple(-(-side // dct.BLOCK) for side in self.tile.window[2:])
+        blank = np.zeros if lattice.half.any() else np.empty  # bands of half resolution have no high channels
+        out = blank((len(lattice.members), dct.CHANNELS, *held), np.float32)
+        beyond = np.zeros((len(lattice.members), dct.CHANNELS, *coded), np.float32) if held != coded else out
+        for half in (False, True):
+            (places,) = (lattice.half == half).nonzero()
+            if len(places):
+                filled = self._filled(half, mean[places])
+                self._transform(half, filled, places, out)
+                if held != coded:
+                    beyond[places, 0] = _flat(filled[self.inside(half)], dct.BLOCK // (2 if half else 1))
+        if held != coded:
+            beyond[:, :, : held[0], : held[1]] = out
+        return beyond
 
-    def _transformed(self, half: bool, mean: Floats) -> Floats:
+    def _transform(self, half: bool, filled: Pixels, places: NDArray[np.intp], out: Floats) -> None:
+        """Blocks that hold pixels of the grid. Those wholly beyond it are not mixed with others, because nothing but
+        their means is sent."""
+        above, below, left, right = (pixels > 0 for pixels in self.margin)
+        ends = (
+            (before + blocks * dct.BLOCK + after) // (2 if half else 1)
+            for before, blocks, after in zip(self.margin[::2], out.shape[2:], self.margin[1::2], strict=True)
+        )
+        filled = filled[(slice(None), *map(slice, ends))]
+        if accelerator.forward(filled, half, (above, below, left, right), places, out):
+            return
         size = dct.BLOCK // (2 if half else 1)
-        above, _, left, _ = self.margin
         first = size // 2 if above else size, size // 2 if left else size
-        mixed = lap.mix(self._filled(half, mean), size, first)
-        return dct.forward(mixed[self.inside(half)], half)
+        mixed = lap.mix(filled.astype(np.float32), size, first)
+        own = tuple(
+            slice(before // (8 // size), before // (8 // size) + blocks * size)
+            for before, blocks in zip(self.margin[::2], out.shape[2:], strict=True)
+        )
+        out[places, : size * size] = dct.forward(mixed[(slice(None), *own)], half)
 
-    def _filled(self, half: bool, mean: Floats) -> Floats:
-        """Pixels with their margins, as new floats without holes."""
+    def _filled(self, half: bool, mean: Floats) -> Pixels:
+        """Pixels with their margins, without holes: as new floats, where there were any."""
         pixels = self.wide[half]
-        values = pixels.astype(np.float32)
         nodata = self.lattice.grid.nodata
         if nodata is None:
-            return values
+            return pixels
         hole = pixels == nodata
         if not hole.any():
-            return values
+            return pixels
+        values = pixels.astype(np.float32)
         own = self.inside(half)
         values[own] = fill_holes(values[own], hole[own], mean)
         for number, there, here in self.reader.beside(self, half):
             if hole[here].any():
                 values[here] = self.reader.frame(number, half, mean).at(there)
         return values
+
+
+def _flat(pixels: Pixels, size: int) -> Floats:
+    """Channel 0 that blocks (n, height / size, width / size) would have alone."""
+    count, height, width = pixels.shape
+    blocks = pixels.reshape(count, height // size, size, width // size, size)
+    return np.asarray(blocks.mean(axis=(2, 4), dtype=np.float32) * np.float32(dct.FLAT))
 
 
 class Frame:

@@ -55,9 +55,31 @@ def test_encode_gives_figures_as_json(scene: Path, encoded: Path) -> None:
     assert facts["settings"] == {"quality": 40.0}
 
 
+def test_a_map_of_importance_and_an_effort_are_heard(scene: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "map.npy", np.array([[1.0, 1.0], [1.0, 1.0]]))
+    polygon = {"type": "Polygon", "coordinates": [[[0, 0], [8, 0], [8, 8], [0, 8]]]}
+    (tmp_path / "place.geojson").write_text(json.dumps(polygon))
+    sizes = {}
+    for name, options in {
+        "plain": [],
+        "fast": ["--effort", "fast"],
+        "map": ["--importance", tmp_path / "map.npy"],
+        "drawn": ["--importance", tmp_path / "place.geojson", "--outside", "0.5"],
+    }.items():
+        facts = json.loads(call("encode", scene, tmp_path / f"{name}.dl", "--json", *options).stdout)
+        sizes[name] = facts["bytes"]
+        stated = options[1].name if options[:1] == ["--importance"] else None
+        assert facts["settings"].get("importance") == stated
+    assert sizes["fast"] > sizes["plain"]  # nothing was weighed against its bits
+    assert abs(sizes["map"] - sizes["plain"]) < 32  # all of it matters alike; one tile holds it all
+    assert abs(sizes["drawn"] - sizes["plain"]) < 32
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["encode", "{scene}", "out.dl", "--importance", "no.npy"], "no.npy: no such file"),
+        (["encode", "{scene}", "out.dl", "--importance", "{scene}", "--max-error", "1"], "give one of them"),
         (["encode", "no.tif", "out.dl"], "no.tif: no such file"),
         (["encode", "{scene}", "no-folder/out.dl"], "no-folder is not a folder"),
         (["encode", "{scene}", "out.dl", "--quality", "5", "--psnr", "40"], "quality and psnr_db were both given"),

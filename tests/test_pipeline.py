@@ -122,6 +122,16 @@ def test_tiles_leave_no_seam(encoder, decoder):
     assert border.mean() < 1.1 * error.mean()
 
 
+@pytest.mark.parametrize(("height", "width"), [(264, 264), (260, 259), (40, 296), (72, 100)])
+def test_the_edge_of_a_scene_is_as_good_as_its_middle(encoder, decoder, height: int, width: int):
+    """Blocks beyond the edge are sent without their details: nothing of the scene may have been mixed into them."""
+    pixels = scenes.pixels(5, 3, height, width, nodata=None)
+    with encode_scene(source(pixels), encoder, Target(quality=80)) as encoded:
+        error = (decoded(encoded, decoder).astype(float) - pixels) ** 2
+    for part in (np.s_[:, -4:], np.s_[:, :, -4:], np.s_[:, :4], np.s_[:, :, :4], np.s_[:, -8:-4], np.s_[:, :, -8:-4]):
+        assert error[part].mean() < 2 * error.mean()
+
+
 def test_a_lost_tile_changes_nothing_beyond_its_neighbours_halo(encoder, decoder):
     pixels = picture(2, 512, 768, seed=4)
     with encode_scene(source(pixels), encoder, Target(quality=44)) as encoded:

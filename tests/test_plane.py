@@ -14,6 +14,7 @@ from downlink import dct, limits
 from downlink.dct import FLAT
 from downlink.errors import Malformed
 from downlink.plane import (
+    GAIN_MAX,
     PARTITIONS,
     FrontEnd,
     Moments,
@@ -65,7 +66,7 @@ def front_end(bands: int, half: int, step: float, blocks: int = 5000) -> FrontEn
 
 
 def again(front: FrontEnd, packed: bytes | None = None) -> FrontEnd:
-    return unpack_front_end(front.pack() if packed is None else packed, front.half, front.native, front.planes)
+    return unpack_front_end(front.pack() if packed is None else packed, front.half, front.native, front.planes, 3)
 
 
 def check_same(one: FrontEnd, two: FrontEnd) -> None:
@@ -277,7 +278,7 @@ def test_what_the_head_states_must_be_possible():
     packed = bytearray(front.pack())
     assert packed[2] == 3
     cases = {
-        0: (0, 1, 3, 255), 1: (2, 128, 255), 2: (4, 255), 3: (0, 33, 255), 4: (0, 6, 8), 5: (0, 4, 17),
+        0: (0, 1, 3, 255), 1: (4, 128, 255), 2: (4, 255), 3: (0, 33, 255), 4: (0, 6, 8), 5: (0, 4, 17),
         8: (0, 4, 17, 255),
     }  # fmt: skip
     for at, values in cases.items():
@@ -291,10 +292,10 @@ def test_counts_that_disagree_with_the_manifest_are_refused():
     front = front_end(5, 2, 3.0)
     for half, planes in ((np.zeros(4, bool), front.planes), (front.half, front.planes + 1), (front.half, 1)):
         with pytest.raises(Malformed, match="the manifest says"):
-            unpack_front_end(front.pack(), half, np.ones(len(half), np.float32), planes)
+            unpack_front_end(front.pack(), half, np.ones(len(half), np.float32), planes, 3)
     few = dataclasses.replace(front, half=np.arange(5) >= 4)
     with pytest.raises(Malformed, match=r"the manifest says|need more|numbers end"):
-        unpack_front_end(front.pack(), few.half, few.native, front.planes)
+        unpack_front_end(front.pack(), few.half, few.native, front.planes, 3)
 
 
 def side(numbers: list[tuple[int, int]], partition: int = 0, row_bits: tuple[int, ...] = (8, 8, 8, 8)) -> bytes:
@@ -307,7 +308,7 @@ ONE = [(1, 10), (1, 10), (1, 10), (1, 10), (1024, 11), (32, 7), (32, 7), (32, 7)
 
 
 def one_band(packed: bytes) -> FrontEnd:
-    return unpack_front_end(packed, np.array([False]), np.ones(1, np.float32), 1)
+    return unpack_front_end(packed, np.array([False]), np.ones(1, np.float32), 1, 1)
 
 
 def test_one_band_spelt_out_is_read():
@@ -338,7 +339,7 @@ def test_one_basis_for_all_subbands_needs_all_bands_at_full_resolution():
     front = front_end(3, 0, 1000.0, 1)
     assert front.partition == 0
     with pytest.raises(Malformed, match="no high subband"):
-        unpack_front_end(front.pack(), np.array([False, False, True]), front.native, front.planes)
+        unpack_front_end(front.pack(), np.array([False, False, True]), front.native, front.planes, 3)
 
 
 def test_a_small_scene_shares_one_basis_and_a_large_one_has_one_for_each_subband():
@@ -385,6 +386,26 @@ def test_no_sample_at_all_gives_zeros():
     found = plain_of(np.empty((3, 64, 0), np.float32))
     assert not found.covariances.any()
     assert (found.mean == 1990).all()
+
+
+def test_gains_of_tiles_come_back_and_lower_the_levels():
+    plain = front_end(4, 1, 20.0)
+    gains = np.array([0, 5, GAIN_MAX], np.uint8)
+    front = dataclasses.replace(plain, gains=gains)
+    back = unpack_front_end(front.pack(), front.half, front.native, front.planes, 3)
+    assert back.gains is not None
+    assert back.gains.tolist() == gains.tolist()
+    check_same(dataclasses.replace(back, gains=None), plain)
+    assert [back.gain(tile) for tile in range(3)] == [0, 5, GAIN_MAX]
+    assert plain.gain(7) == 0
+    assert (front.levels_at(0) == front.levels).all()
+    sent = front.levels > 0
+    for gain in (1, 5, GAIN_MAX):
+        assert (front.levels_at(gain)[sent] == np.maximum(1, front.levels[sent].astype(int) - gain)).all()
+        assert not front.levels_at(gain)[~sent].any()
+    for tiles in (2, 4, 12):  # the bytes are those of three tiles
+        with pytest.raises(Malformed, match="its numbers"):
+            unpack_front_end(front.pack(), front.half, front.native, front.planes, tiles)
 
 
 @pytest.mark.parametrize("bands", [1, 4])

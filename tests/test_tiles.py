@@ -168,8 +168,10 @@ def test_coefficients_are_those_of_each_bands_own_pixels():
     values = reader.one(0).coefficients(np.zeros(3, np.float32))
     assert values.shape == (3, 64, 8, 8)
     pixels = source.arrays[0].astype(np.float32)
-    assert (values[0] == dct.forward(lap.mix(pixels[:1].copy(), 8, (8, 8)))[0]).all()
-    assert (values[1:, :16] == dct.forward(lap.mix(pixels[1:, ::2, ::2].copy(), 4, (4, 4)), half=True)).all()
+    full = dct.forward(lap.mix(pixels[:1].copy(), 8, (8, 8)))
+    coarse = dct.forward(lap.mix(pixels[1:, ::2, ::2].copy(), 4, (4, 4)), half=True)
+    np.testing.assert_allclose(values[:1], full, rtol=1e-6, atol=0.1)  # of native loops, the last bits are others
+    np.testing.assert_allclose(values[1:, :16], coarse, rtol=1e-6, atol=0.1)
     assert not values[1:, 16:].any()
 
 

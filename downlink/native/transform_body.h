@@ -1,4 +1,3 @@
-/* NOTE from the lead: read /work/tmp/NOTE_TO_NATIVE.md, then delete this line. */
 /* Included once for each LEVEL. */
 
 INLINE void NAME(row)(const uint8_t *from, Kind kind, int count, float *restrict to) {

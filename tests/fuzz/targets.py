@@ -225,7 +225,7 @@ def read_front_end(data: bytes) -> None:
     if len(data) >= 3:
         bands, halves, planes = 1 + data[0] % limits.BANDS_MAX, data[1], data[2]
         half = np.arange(bands) >= bands - halves % bands
-        unpack_front_end(data[3:], half, np.ones(bands, np.float32), planes)
+        unpack_front_end(data[3:], half, np.ones(bands, np.float32), planes, 4)
 
 
 def seeds_of_front_ends() -> list[bytes]:
