@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from downlink import accelerator, dct, lap
 from downlink.fill import fill_holes
 from downlink.lattice import Lattice, Member, native_index, sample_index
-from downlink.plane import Moments, Statistics
+from downlink.moments import Moments, Statistics
 from downlink.scene import Grid
 from downlink.tile import Tile, TileGrid, Window
 from encoder_node.source import Source

@@ -26,7 +26,8 @@ import msgspec
 import numpy as np
 
 from decoder_node.decoder import PlaneDecoder
-from downlink.plane import PARTITIONS, FrontEnd, Statistics
+from downlink.moments import Statistics
+from downlink.plane import PARTITIONS, FrontEnd
 from downlink.quality import Quality, default_peak
 from encoder_node import pipeline
 from encoder_node.encoder import PlaneEncoder

@@ -10,8 +10,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="pip install 'latent-downlink[training]'")
 
 from downlink import dct, lap  # noqa: E402
+from downlink.moments import Moments  # noqa: E402
 from downlink.plane import PARTITIONS as ON_BOARD  # noqa: E402
-from downlink.plane import Moments  # noqa: E402
 from downlink.repeat import Repeat, Repetition  # noqa: E402
 from tests import scenes  # noqa: E402
 from training.config import Augment, ConfigError, Corpus, Run  # noqa: E402

@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from downlink import dct, limits
 from downlink.dct import FLAT
 from downlink.errors import Malformed
+from downlink.moments import Moments, Statistics
 from downlink.plane import (
     GAIN_MAX,
     PARTITIONS,
     FrontEnd,
-    Moments,
-    Statistics,
     importance_code,
     importance_of,
     unpack_front_end,

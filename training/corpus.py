@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from downlink import dct, lap
 from downlink.context import ROTATION_SHIFT, level_of
-from downlink.plane import QUIET
+from downlink.moments import QUIET
 from downlink.repeat import ONCE, Repetition
 from training.config import ConfigError, Corpus, Run
 
