@@ -181,10 +181,10 @@ def _placed(ring: Sequence[Sequence[float]], grid: Grid, path: Path) -> Ring:
     if grid.crs is not None and grid.transform is not None:
         if grid.crs != "EPSG:4326":
             try:
-                from rasterio.warp import transform
+                from encoder_node.source_raster import placed
             except ImportError as error:
                 raise SceneError(f"{path}: placing polygons on {grid.crs} needs rasterio; {NEEDS_RASTERIO}") from error
-            points = np.stack(transform("EPSG:4326", grid.crs, points[:, 0], points[:, 1]), axis=1)
+            points = placed(points, grid.crs)
         a, b, c, d, e, f = grid.transform
         points = (points - [c, f]) @ np.linalg.inv([[a, b], [d, e]]).T
     return np.asarray(points / [grid.width, grid.height])

@@ -23,9 +23,13 @@ import numpy as np
 os.environ.setdefault("GDAL_CACHEMAX", "128")
 
 import rasterio
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # what GDAL and PROJ say is raised as this, which is not public
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import CRSError, RasterioError
 from rasterio.io import DatasetReader
+from rasterio.warp import transform
 from rasterio.windows import Window as RasterWindow
 
 from downlink.errors import DownlinkError, SceneError
@@ -241,3 +245,13 @@ def _not_carried(dataset: Any) -> list[str]:
     if dataset.subdatasets:
         notes.append(f"{len(dataset.subdatasets)} further images in the file are not read")
     return notes
+
+
+def placed(points: NDArray[np.float64], crs: str) -> NDArray[np.float64]:
+    """Points (n, 2) of longitude and latitude in a coordinate system: (n, 2) of x and y. Raises SceneError where that
+    knows no such place."""
+    try:
+        x, y = transform("EPSG:4326", crs, points[:, 0], points[:, 1])
+    except (CPLE_BaseError, CRSError, RasterioError) as error:
+        raise SceneError(f"longitude and latitude cannot be placed on {crs}: {error}") from error
+    return np.stack([x, y], axis=1)

@@ -116,6 +116,8 @@ def test_polygons_are_placed_by_longitude_and_latitude(tmp_path: Path):
     inside = np.argwhere(found.values == 1)
     assert np.abs(inside.min(axis=0) - [20, 10]).max() <= 1
     assert np.abs(inside.max(axis=0) - [29, 19]).max() <= 1
+    with pytest.raises(SceneError, match="cannot be placed on EPSG:32633"):
+        drawn(tmp_path / "b.json", feature(square(400, 500, 1))).on(UTM)
 
 
 def test_holes_several_polygons_and_their_importances(tmp_path: Path):
