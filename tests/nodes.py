@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-WITHIN_S = 30.0
+WITHIN_S = 120.0  # a machine may be busy with ten other things
 
 
 class Node:

@@ -22,7 +22,7 @@ from downlink.incoming import Incoming
 from downlink.ranges import Range
 from downlink.stream import StreamReader, head
 from encoder_node.outbox import Outbox
-from tests.nodes import Node, listed
+from tests.nodes import WITHIN_S, Node, listed
 from tests.streams import Stream, stream
 
 LONG = os.environ.get("CHAOS") == "long"
@@ -64,7 +64,7 @@ def committed(folder: Path) -> dict[str, int]:
 
 def wait_committed(folder: Path, count: int) -> None:
     """Until the ground has so many chunks of some scene, and not all of it."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + WITHIN_S
     while not any(found > count for found in committed(folder).values()):
         assert time.monotonic() < until, committed(folder)
         time.sleep(0.01)

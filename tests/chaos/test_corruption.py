@@ -24,7 +24,7 @@ from tests.streams import stream
 
 pytestmark = pytest.mark.chaos
 
-WITHIN_S = 60.0
+WITHIN_S = 180.0
 
 
 @pytest.mark.parametrize("direction", ["down", "up"])

@@ -12,7 +12,7 @@ import pytest
 
 from tests.chaos.proxy import Cut, CutAfter, CutAt, Fate, Proxy, Stall, Throttle
 from tests.chaos.rig import chance, check_archived, long_only, rounds, submit, wait_delivered
-from tests.nodes import Node, send, serve
+from tests.nodes import WITHIN_S, Node, send, serve
 from tests.streams import Stream, stream
 
 pytestmark = pytest.mark.chaos
@@ -42,7 +42,7 @@ def deliver(folder: Path, made: Stream, proxy: Proxy, *nodes: Node) -> tuple[int
     """Submit a scene and wait until it is delivered: (bytes that went down, cuts)."""
     before = proxy.bytes_down, proxy.cuts
     submit(folder, [made])
-    wait_delivered(folder, 30, *nodes)
+    wait_delivered(folder, WITHIN_S, *nodes)
     return proxy.bytes_down - before[0], proxy.cuts - before[1]
 
 

@@ -26,7 +26,7 @@ from encoder_node.outbox import Outbox, OutboxFull
 from encoder_node.sender import Options, Sender
 from encoder_node.watch import Standing, Watch
 from tests.chaos.rig import check_archived, committed, intact, long_only, submit, wait_committed, wait_delivered
-from tests.nodes import Node, run, send, serve
+from tests.nodes import WITHIN_S, Node, run, send, serve
 from tests.streams import Stream, stream
 
 pytestmark = pytest.mark.chaos
@@ -58,7 +58,7 @@ def fill(ballast: Path, leave: int) -> None:
 
 
 def wait_for(node: Node, event: str, count: int = 1) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + WITHIN_S
     while sum(found["event"] == event for found in node.events()) < count:
         assert time.monotonic() < until, node.log.read_text()
         time.sleep(0.02)
@@ -83,7 +83,7 @@ def test_the_grounds_disk_fills_in_the_middle_and_is_emptied(tmp_path: Path) -> 
             (archive / "ballast").unlink()
             time.sleep(2.0)  # one of its tries may just have been answered with "in a minute"
             assert run("encoder_node", "resend", "--outbox", tmp_path / "outbox").returncode == 0
-            wait_delivered(tmp_path, 30, edge, ground)
+            wait_delivered(tmp_path, WITHIN_S, edge, ground)
             reasons = [event["reason"] for event in edge.events() if event["event"] == "link down"]
             assert any("RESOURCE_EXHAUSTED" in reason and "disk is full" in reason for reason in reasons)
             check_archived(tmp_path, made)
@@ -108,7 +108,7 @@ def test_a_ground_that_is_nearly_full_refuses_new_scenes_and_names_a_time(tmp_pa
             (archive / "ballast").unlink()
             resent = run("encoder_node", "resend", "--outbox", tmp_path / "outbox")  # not to wait a minute
             assert resent.returncode == 0
-            wait_delivered(tmp_path, 30, edge, ground)
+            wait_delivered(tmp_path, WITHIN_S, edge, ground)
             check_archived(tmp_path, [made])
         finally:
             edge.kill()

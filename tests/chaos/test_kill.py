@@ -34,7 +34,7 @@ from tests.chaos.rig import (
     wait_committed,
     wait_delivered,
 )
-from tests.nodes import ENVIRONMENT, run, send, serve
+from tests.nodes import ENVIRONMENT, WITHIN_S, run, send, serve
 from tests.streams import Stream, stream
 
 pytestmark = pytest.mark.chaos
@@ -224,7 +224,7 @@ def test_sigterm_ends_both_within_ten_seconds_without_loss(tmp_path: Path) -> No
         assert time.monotonic() - began < 10
         assert committed(tmp_path)[made.id] > kept
         ground, _ = serve(tmp_path, address)
-        wait_delivered(tmp_path, 30, edge, ground)
+        wait_delivered(tmp_path, WITHIN_S, edge, ground)
         assert edge.terminate() == 0
         check_archived(tmp_path, [made])
     finally:
