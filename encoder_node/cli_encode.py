@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from downlink.accelerator import native
 from downlink.errors import DownlinkError, SceneError
 from encoder_node.durable import shown, whole_file
 from encoder_node.options import (
@@ -219,6 +220,7 @@ def _facts(encoded: EncodedScene, began: float) -> dict[str, Any]:
         "bits_per_sample": 8 * size / scene.samples,
         "model": encoded.manifest.bundle_name,
         "settings": encoded.manifest.settings,
+        "native": native(),
         "encode_s": round(time.monotonic() - began, 3),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from decoder_node.compose import decode_rows
@@ -21,8 +23,10 @@ from downlink.errors import BundleError, Corrupt
 from downlink.latent import ReceivedTile, TileCode, TileSymbols, decode_tiles, expect_tile
 from downlink.prior import FEATURES, GRAPHS, Prior
 from downlink.stream import StreamReader
+from encoder_node.cli import main
 from encoder_node.encoder import PlaneEncoder
 from encoder_node.refine import Decision, Effort, NativeDecision, decide
+from tests import scenes
 
 ROOT = Path(__file__).parents[1]
 BUILT = accelerator.native() is not None
@@ -265,6 +269,18 @@ def test_without_the_extension_numpy_does_it(monkeypatch: pytest.MonkeyPatch) ->
     assert found.prior.native is None
     code, exact, hyper = made(found, 3)
     assert isinstance(decide(*exact, hyper, code, found.prior), Decision)
+
+
+def test_encode_says_which_loops_ran(tmp_path: Path) -> None:
+    np.save(tmp_path / "scene.npy", scenes.pixels(bands=2, height=40, width=40, nodata=None))
+    for switch, wanted in (("1", accelerator.native()), ("0", None)):
+        ran = CliRunner().invoke(
+            main,
+            ["encode", str(tmp_path / "scene.npy"), str(tmp_path / f"{switch}.dl"), "--json"],
+            env={SWITCH: switch},
+        )
+        assert ran.exit_code == 0, ran.output
+        assert json.loads(ran.output)["native"] == wanted
 
 
 def test_a_switch_turns_it_off() -> None:
