@@ -93,6 +93,11 @@ def framed(part: NDArray[Any], rows: int, cols: int) -> NDArray[Any]:
     return out
 
 
+def inner(part: NDArray[Any], rows: int, cols: int) -> NDArray[Any]:
+    """A framed part without its margins."""
+    return part[MARGIN : MARGIN + rows, MARGIN : MARGIN + cols]
+
+
 def shifted(part: NDArray[Any], neighbour: Neighbour, shape: tuple[int, ...]) -> NDArray[Any]:
     """The neighbour of each sample of a site of this shape."""
     row, col = MARGIN + neighbour.row, MARGIN + neighbour.col

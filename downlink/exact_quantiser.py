@@ -3,12 +3,14 @@
 A prediction comes as a sum in units of 2^-shift. It becomes a *place*, from which errors are counted in steps, and a
 fraction: what rounding left, in eighths of a step. Without a palette, places are the values themselves, and a step is
 2 D + 1 of them for errors of at most D: the value nearest to a sample in whole steps from any place is within D. With
-a palette (a tile whose samples have few values, unevenly spaced), places are ranks in it, and nothing is lost.
+a palette (a tile whose samples have few values, unevenly spaced, or stand close about few), places are ranks in it;
+it must have a value within D of every sample.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +29,12 @@ class Quantiser:
     step: int
     avoid: int | None
     palette: NDArray[np.int64] | None = None
+
+    @cached_property
+    def _middles(self) -> NDArray[np.int64]:
+        """Twice the middles between neighbours of the palette."""
+        assert self.palette is not None
+        return self.palette[1:] + self.palette[:-1]
 
     @classmethod
     def of(cls, dtype: str, nodata: int | None, max_error: int, palette: NDArray[np.int64] | None = None) -> Quantiser:
@@ -47,7 +55,7 @@ class Quantiser:
     def errors(self, pixels: NDArray[Any], place: NDArray[np.int32]) -> NDArray[np.int32]:
         """Samples in steps from places."""
         if self.palette is not None:
-            return np.searchsorted(self.palette, pixels).astype(np.int32) - place
+            return np.searchsorted(self._middles, 2 * pixels.astype(np.int64)).astype(np.int32) - place
         errors: NDArray[np.int32] = pixels - place
         if self.step > 1:
             errors += self.step // 2

@@ -32,6 +32,7 @@ from downlink.exact_lattice import (
     CellSources,
     Neighbour,
     framed,
+    inner,
     lattice_size,
     shifted,
 )
@@ -47,8 +48,7 @@ ERROR_MAX: Final = 1 << 19
 
 @dataclass
 class _Plane:
-    """A band at the level in work: its lattice of the level above, then its parts with margins, and what the bands
-    that refer to it want to know of each phase."""
+    """A band at the level in work: the lattice of the level above, its parts with margins, what references show."""
 
     values: NDArray[Any]
     errors: NDArray[np.int32]
@@ -119,9 +119,9 @@ class TileState:
             if site.coded is None or site.coded.any():
                 yield site
             elif site.copied is None:
-                values[...] = _core(plane.parts[A], rows, cols)
+                values[...] = inner(plane.parts[A], rows, cols)
             else:
-                np.copyto(values, _core(plane.parts[A], rows, cols), where=~site.copied)
+                np.copyto(values, inner(plane.parts[A], rows, cols), where=~site.copied)
             self._complete(plane, site)
 
     def near(self, site: Site, band: int, neighbour: Neighbour) -> NDArray[Any]:
@@ -229,8 +229,8 @@ class TileState:
         values, errors = np.empty(shape, plane.values.dtype), np.empty(shape, np.int32)
         for (row, col), part, error_part in zip(PARTS, plane.parts, plane.error_parts, strict=True):
             rows, cols = values[row::2, col::2].shape
-            values[row::2, col::2] = _core(part, rows, cols)
-            errors[row::2, col::2] = _core(error_part, rows, cols)
+            values[row::2, col::2] = inner(part, rows, cols)
+            errors[row::2, col::2] = inner(error_part, rows, cols)
         plane.values, plane.errors, plane.parts, plane.error_parts = values, errors, [], []
 
     def _begin(self, plane: _Plane, level: int) -> None:
@@ -323,19 +323,28 @@ class TileState:
         """Term 1 … of an activity, (rows, cols): errors of the four nearest samples; in phase C, those of the diagonal
         ones; `spread`, the range of the nearest samples, in steps; and per reference the error at the same place, and
         those of the four samples beside it. Errors are in eighths of a step."""
-        plane, shape = self._planes[site.band], site.values.shape
-        if number == 1 or (number == 2 and site.phase == C):
-            near = NEAREST[site.phase] if number == 1 else DIAGONAL
-            parts = [shifted(plane.error_parts[n.part], n, shape) for n in near]
-            return np.asarray(parts[0] + parts[1] + parts[2] + parts[3])
-        number -= 2 + (site.phase == C)
-        if number == 0:
-            step = self.quantisers[site.band].step
-            return (spread if step == 1 else spread // step).reshape(shape)
-        other = self._planes[self.predictor.model.references[site.band][(number - 1) // 2]]
-        return _core(other.error_parts[site.phase], *shape) if number % 2 else self._around(other, site)
+        after = number - 2 - (site.phase == C)
+        if after == 0:
+            return (spread // self.quantisers[site.band].step).reshape(site.values.shape)
+        if after > 0 and after % 2 == 0:
+            return self._around(self._other(site, after), site)
+        parts = self.activity_parts(site, number)
+        return parts[0] if after > 0 else np.asarray(parts[0] + parts[1] + parts[2] + parts[3])
 
+    def activity_parts(self, site: Site, number: int) -> list[NDArray[np.int32]]:
+        """What sums to an `activity_term`, each (rows, cols); nothing for the spread."""
+        shape, after = site.values.shape, number - 2 - (site.phase == C)
+        if after < 0:
+            plane, near = self._planes[site.band], NEAREST[site.phase] if number == 1 else DIAGONAL
+            return [shifted(plane.error_parts[n.part], n, shape) for n in near]
+        if after == 0:
+            return []
+        parts = self._other(site, after).error_parts
+        return (
+            [inner(parts[site.phase], *shape)]
+            if after % 2
+            else [shifted(parts[n.part], n, shape) for n in SIDES[site.phase]]
+        )
 
-def _core(part: NDArray[Any], rows: int, cols: int) -> NDArray[Any]:
-    """A part without its margins."""
-    return part[MARGIN : MARGIN + rows, MARGIN : MARGIN + cols]
+    def _other(self, site: Site, after: int) -> _Plane:
+        return self._planes[self.predictor.model.references[site.band][(after - 1) // 2]]

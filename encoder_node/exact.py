@@ -8,6 +8,7 @@ input that cannot be taken.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -142,7 +143,7 @@ class _GridEncoder:
                 if hole is not None and hole.all():
                     progress()
                     continue
-                chunks = encode_tile(code, pixels, hole, layouts_of(pixels, hole, self.max_error))
+                chunks = encode_tile(code, pixels, hole, layouts_of(pixels, hole, self.max_error, self.grid.nodata))
                 largest = max(map(len, chunks.values()))
                 if largest > limits.CHUNK_BYTES_MAX or (largest > aim and code.planes_per_chunk > 1):
                     raise _ChunkTooLarge(code.planes_per_chunk * CHUNK_AIM_BYTES // largest)
@@ -167,7 +168,7 @@ class _GridEncoder:
     def _sample(self, window: Window) -> Sample:
         pixels = self.reader.source.read(self.reader.number, window)
         hole = _hole(pixels, self.grid.nodata)
-        return Sample(pixels, hole, layouts_of(pixels, hole, self.max_error))
+        return Sample(pixels, hole, layouts_of(pixels, hole, self.max_error, self.grid.nodata))
 
     def _sample_windows(self) -> list[Window]:
         """All tiles if that is not too much; else windows spread over the grid, one in each cell of a lattice."""
@@ -197,7 +198,9 @@ def _hole(pixels: NDArray[Any], nodata: int | None) -> NDArray[np.bool_] | None:
     return hole if hole.any() else None
 
 
-def layouts_of(pixels: NDArray[Any], nodata: NDArray[np.bool_] | None, max_error: int) -> list[Layout]:
+def layouts_of(
+    pixels: NDArray[Any], hole: NDArray[np.bool_] | None, max_error: int, nodata: int | None
+) -> list[Layout]:
     """How the samples of each band of a tile (bands, height, width) lie: where they repeat, which values they have."""
     layouts = []
     patterns: list[Cells] = []
@@ -212,25 +215,39 @@ def layouts_of(pixels: NDArray[Any], nodata: NDArray[np.bool_] | None, max_error
             if found is None:
                 patterns.append(cells)
             cells = found or cells
-        valid = plane.ravel() if nodata is None else plane[~nodata[band]]
-        layouts.append(Layout(cells, _palette(valid, max_error)))
+        valid = plane.ravel() if hole is None else plane[~hole[band]]
+        layouts.append(Layout(cells, _palette(valid, max_error, nodata)))
     return layouts
 
 
-def _palette(values: NDArray[Any], max_error: int) -> NDArray[np.int64] | None:
-    """The values that these samples have, if naming them saves more bits than it costs: that is when there are few, and
-    gaps between those that are frequent. None if two of them are so close that one may stand for the other."""
+def _palette(values: NDArray[Any], max_error: int, nodata: int | None) -> NDArray[np.int64] | None:
+    """Values that stand for these samples, each within `max_error`, if naming them saves more bits than it costs.
+
+    That is when there are few, and gaps between those that are frequent. None if one would have to be `nodata`.
+    """
     if not values.size:
         return None
     low = int(values.min())
     counts = np.bincount(values.ravel().astype(np.int64) - low)
     places = np.flatnonzero(counts)
-    if not 2 <= len(places) <= PALETTE_MAX:
+    counts = counts[places]
+    if max_error:
+        firsts = _groups(places.tolist(), 2 * max_error)
+        counts = np.add.reduceat(counts, firsts)
+        places = (places[firsts] + places[np.append(firsts[1:], len(places)) - 1]) // 2
+    if not 2 <= len(places) <= PALETTE_MAX or (nodata is not None and (places == nodata - low).any()):
         return None
     gaps = np.diff(places)
-    if 2 * max_error >= gaps.min():
-        return None
-    around = (np.append(gaps, gaps[-1]) + np.insert(gaps, 0, gaps[0])) / 2
-    saved = float(counts[places] @ np.log2(around))
+    around = (np.append(gaps, gaps[-1]) + np.insert(gaps, 0, gaps[0])) / (2 * (2 * max_error + 1))
+    saved = float(counts @ np.log2(around))
     cost = PALETTE_BITS + float((np.log2(gaps) + 4).sum())
     return places + low if saved > 2 * cost else None
+
+
+def _groups(places: list[int], width: int) -> NDArray[np.intp]:
+    """Where groups of rising numbers begin, the fewest of which none spans more than `width`."""
+    firsts, at = [], 0
+    while at < len(places):
+        firsts.append(at)
+        at = bisect_right(places, places[at] + width, at)
+    return np.array(firsts, np.intp)

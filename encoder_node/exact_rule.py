@@ -8,13 +8,15 @@ error is regressed on the errors around. Everything in floats: the decoder gets 
 
 from __future__ import annotations
 
-from typing import Final
+from functools import cache
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from downlink.exact_model import ACTIVITY_MAX, EXPONENT_MAX, WEIGHT_MAX, activities_sent
-from downlink.exact_table import FAMILIES, exact_tables, scale_index
+from downlink.exact_table import FAMILIES, QUARTERS, exact_tables, scale_index
+from downlink.table import FRACTIONS
 
 Floats = NDArray[np.float64]
 
@@ -31,6 +33,8 @@ TAIL: Final = 0.15
 _PATIENCE: Final = 6
 _MULTIPLES: Final = (0.85, 1.0, 1.2, 1.5)
 _ACTIVITY_BITS: Final = 5.0
+REACH: Final = 127
+"""Errors of so many steps have their bits in a table."""
 
 
 def fit_weights(
@@ -169,11 +173,6 @@ def fit_activity(
     errors, fractions, active, scale = errors[::every], fractions[::every], active[::every], scale * every
     size = np.abs(8.0 * errors - fractions) + 0.1
     terms = active.shape[1]
-    tables = exact_tables()
-
-    def bits(activity: NDArray[np.int64], family: int) -> float:
-        scales = scale_index(active @ activity.astype(np.float64), family)
-        return tables.cost_bits(errors, scales, fractions) * scale
 
     def whole(found: Floats, multiple: float) -> NDArray[np.int64]:
         activity = np.zeros(terms, np.int64)
@@ -184,6 +183,51 @@ def fit_activity(
     found = [_regress(size, active[:, :count]) for count in counts]
     best = found[0]
     if len(found) > 1:
-        best = min(found, key=lambda one: bits(whole(one, _MULTIPLES[1]), 0) + _ACTIVITY_BITS * len(one))
-    tried = [(family, whole(best, multiple)) for family in range(FAMILIES) for multiple in _MULTIPLES]
-    return min(tried, key=lambda one: bits(one[1], one[0]))
+        bits = _activity_costs(errors, fractions, active, [whole(one, _MULTIPLES[1]) for one in found])[0] * scale
+        best = found[int(np.argmin(bits + _ACTIVITY_BITS * np.array(counts)))]
+    tried = [whole(best, multiple) for multiple in _MULTIPLES]
+    bits = _activity_costs(errors, fractions, active, tried)
+    family, place = np.unravel_index(int(bits.argmin()), bits.shape)
+    return int(family), tried[place]
+
+
+def _activity_costs(
+    errors: NDArray[np.int32], fractions: NDArray[np.int32], active: Floats, tried: list[NDArray[np.int64]]
+) -> Floats:
+    """(families, tried): bits of errors with each of these activities."""
+    activity = (active @ np.stack(tried, axis=1).astype(np.float64)).T
+    scales = scale_index(np.ascontiguousarray(activity).ravel(), 0).reshape(activity.shape)
+    return np.stack([error_bits(errors, scales + family * QUARTERS, fractions) for family in range(FAMILIES)])
+
+
+def error_bits(errors: NDArray[np.int32], scales: NDArray[np.integer[Any]], fractions: NDArray[np.int32]) -> Floats:
+    """(n): bits of errors (samples) with scale indices (n, samples) and fractions (samples), by table."""
+    known = _bits_of_errors()
+    reach = known.shape[-1] // 2
+    offset = errors - (fractions >> 3)
+    far = np.abs(offset) > reach
+    place = (scales.astype(np.intp) << 3) + (fractions & 7)
+    place *= known.shape[-1]
+    place += np.clip(offset, -reach, reach) + reach
+    bits = known.take(place)
+    if far.any():
+        bits[:, far] = 0
+        tables, far_errors, far_fractions = exact_tables(), errors[far], fractions[far]
+        rest = [tables.cost_bits(far_errors, one[far].astype(np.uint8), far_fractions) for one in scales]
+        return np.asarray(bits.sum(axis=1, dtype=np.float64) + rest, np.float64)
+    return np.asarray(bits.sum(axis=1, dtype=np.float64), np.float64)
+
+
+@cache
+def _bits_of_errors() -> NDArray[np.float32]:
+    """(scales, fractions, 2 `REACH` + 1): bits of an error of so much, less -REACH."""
+    tables, errors = exact_tables(), np.arange(-REACH, REACH + 1, dtype=np.int32)
+    shape = tables.scales - 1, FRACTIONS, len(errors)
+    index = np.arange(1, tables.scales, dtype=np.uint8)[:, None, None]
+    fractions = np.arange(FRACTIONS, dtype=np.int32)[:, None]
+    spread = [np.ascontiguousarray(np.broadcast_to(one, shape)).ravel() for one in (errors, index, fractions)]
+    located = tables.locate(*spread)
+    bits = tables.entry_bits.take(located.entries)
+    bits[located.shifted] += located.raw_widths
+    bits[located.escaped] += 8 * np.maximum(1, np.ceil(np.log2(located.escapes + 1.0) / 7)).astype(np.float32)
+    return np.concatenate([np.zeros((1, *shape[1:]), np.float32), bits.reshape(shape)])

@@ -129,7 +129,7 @@ class SampledSite:
     def __init__(self, sample: Sample, state: TileState, site: Site) -> None:
         self.sample, self.state, self.site = sample, state, site
         self.rows = np.empty(0, np.intp)
-        self._place = np.empty(0, np.intp)
+        self._place = self._row = self._col = np.empty(0, np.intp)
 
     def choose(self, share: float) -> None:
         """Look at this share of the coded samples, spread evenly; all if it is 1."""
@@ -139,9 +139,11 @@ class SampledSite:
         if wanted < count:
             self.rows = (self.rows * _GOLDEN % 1 * count).astype(np.intp)
         self._place = self.rows if self.site.coded is None else np.flatnonzero(self.site.coded)[self.rows]
+        self._row, self._col = np.divmod(self._place, self.site.values.shape[1])
 
     def _at(self, values: NDArray[Any]) -> Floats:
-        return np.asarray(values.ravel()[self._place], np.float64)
+        chosen = values[self._row, self._col] if values.ndim == 2 else values[self._place]
+        return np.asarray(chosen, np.float64)
 
     def _nearest(self, band: int) -> list[Floats]:
         return [self._at(self.state.near(self.site, band, n)) for n in NEAREST[self.site.phase]]
@@ -166,7 +168,7 @@ class SampledSite:
                 mean = sum(self._nearest(near[0]))
                 columns += [4 * self._at(self.state.near(self.site, near[0], n)) - mean for n in ring_candidates(phase)]
             columns += [self._at(self.state.detail(self.site, one)) for one in near]
-        return np.stack(columns, axis=1) if columns else np.empty((len(self.rows), 0))
+        return np.stack(columns).T if columns else np.empty((len(self.rows), 0))
 
     def target(self, model: Model) -> Floats:
         """(chosen): what the rule's sum is to be."""
@@ -179,10 +181,12 @@ class SampledSite:
         """(chosen, terms): what the activities of a rule multiply."""
         columns = [np.full(len(self.rows), 8.0)]
         if terms > 1:
-            nearest = np.stack([self.state.near(self.site, self.site.band, n) for n in NEAREST[self.site.phase]])
-            spread = (nearest.max(axis=0).astype(np.float64) - nearest.min(axis=0)).ravel()
-            columns += [self._at(self.state.activity_term(self.site, number, spread)) for number in range(1, terms)]
-        return np.stack(columns, axis=1)
+            nearest = np.stack(self._nearest(self.site.band))
+            spread = (nearest.max(axis=0) - nearest.min(axis=0)) // self.state.quantisers[self.site.band].step
+            for number in range(1, terms):
+                parts = [self._at(part) for part in self.state.activity_parts(self.site, number)]
+                columns.append(np.add.reduce(parts) if parts else spread)
+        return np.stack(columns).T
 
     def exact_repeats(self) -> NDArray[np.bool_]:
         """(chosen): whether a sample is exactly one of its four nearest, before any rounding."""

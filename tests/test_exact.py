@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from decoder_node.compose import decode_rows
-from downlink.chunk import ChunkKey, Kind
-from downlink.errors import Malformed, StreamError
-from downlink.exact_model import Model
-from downlink.manifest import NO_BUNDLE
+from downlink.errors import SceneError, StreamError
 from downlink.scene import Band, Grid, Scene
-from downlink.stream import StreamReader
-from encoder_node.exact import encode_exact, tile_size
+from downlink.tile import Window
+from encoder_node.exact import encode_exact
+from encoder_node.source import open_source
 from encoder_node.source_array import ArraySource
 from encoder_node.spool import EncodedScene
 from tests import scenes
 
-BOUNDS = (0, 1, 2, 10, 100)
+BOUNDS = (0, 1, 10, 100, 65535)
 Pixels = NDArray[Any]
 
 
@@ -148,6 +146,18 @@ def test_few_values_cost_no_more_than_their_number(kind: str, max_error: int):
         assert (decoded(stream) == pixels).all()
 
 
+@pytest.mark.parametrize("nodata", [None, 0, 2040])
+def test_samples_close_about_few_values_cost_no_more_than_these(nodata: int | None):
+    """8-bit data that somebody has scaled and corrected a little: a bound wider than that gives the 8 bits back."""
+    levels = scenes.pixels(20, 2, 96, 96, "uint8", nodata=None)
+    around = np.random.default_rng(1).integers(-3, 4, levels.shape)
+    pixels = (levels.astype(np.int64) * 60 + 100 + around).astype(np.uint16)
+    if nodata is not None:
+        pixels[:, 30:50, 20:60] = nodata
+    assert check(pixels, 3, nodata) < check(levels, 0) * 1.1 + 0.2
+    assert check(pixels, 2, nodata) > check(pixels, 3, nodata) + 0.5
+
+
 @pytest.mark.parametrize("nodata", [3, 13, 2043])
 @pytest.mark.parametrize("max_error", [0, 4, 5, 10, 25])
 def test_few_values_with_nodata_among_them(nodata: int, max_error: int):
@@ -208,150 +218,55 @@ def test_the_promise_holds_for_any_scene(
     check(pixels, max_error, nodata)
 
 
-def test_exact_streams_name_no_bundle_and_need_none():
-    pixels = scenes.pixels(11, 3, 40, 40, nodata=None)
-    with encoded(pixels, 2) as stream:
-        assert stream.manifest.bundle == NO_BUNDLE
-        assert stream.manifest.codings[0].max_error == 2
-        file = io.BytesIO()
-        stream.write(file)
-    reader = StreamReader(io.BytesIO(file.getvalue()))
-    reader.verify()
-    rows = list(decode_rows(reader.manifest, reader.chunk, None))
-    assert np.abs(rows[0].pixels.astype(np.int64) - pixels).max() <= 2
+@pytest.mark.parametrize("dtype", ["int8", "int32", "uint32", "float32"])
+def test_other_types_are_refused_with_the_reason(dtype: str, tmp_path: Path):
+    pixels = np.zeros((2, 20, 20), dtype)
+    np.save(tmp_path / "scene.npy", pixels)
+    with pytest.raises(SceneError, match=dtype):
+        open_source(tmp_path / "scene.npy")
+    with pytest.raises(StreamError, match=dtype):
+        encoded(pixels, 0)
 
 
-def test_several_grids_are_coded_apart():
-    coarse, fine = scenes.pixels(12, 2, 30, 30, nodata=None), scenes.pixels(13, 3, 60, 60, "uint8", nodata=None)
-    grids = tuple(Grid(p.shape[1], p.shape[2], str(p.dtype), (Band(),) * len(p)) for p in (coarse, fine))  # type: ignore[arg-type]
-
-    class Both:
-        scene, notes = Scene("two", grids), ()
-
-        def read(self, grid: int, window: Any) -> Pixels:
-            return (coarse, fine)[grid][:, *window.slices]
-
-        def close(self) -> None: ...
-
-    with encode_exact(Both(), 1, {}) as stream:
-        rows = list(decode_rows(stream.manifest, stream.chunk, None))
-    assert [row.grid for row in rows] == [0, 1]
-    assert np.abs(rows[0].pixels.astype(int) - coarse).max() <= 1
-    assert np.abs(rows[1].pixels.astype(int) - fine).max() <= 1
+@pytest.mark.parametrize(("bands", "side"), [(31, 17), (250, 5)])
+def test_many_bands(bands: int, side: int):
+    check(scenes.pixels(17, bands, side, side + 1, nodata=None), 1)
 
 
-def test_bands_are_cut_into_blocks_so_that_chunks_keep_their_limit():
-    pixels = noise((9, 256, 256), "uint16")
-    with encoded(pixels, 0) as stream:
-        assert 1 <= stream.manifest.codings[0].planes_per_chunk < 9
-        assert (decoded(stream) == pixels).all()
+def test_nodata_lets_no_error_reach_the_valid_pixels_beside_it():
+    """Rounding to the bound would make some of these samples nodata; every distance from it is there."""
+    beside = 500 + np.arange(-40, 41)
+    pixels = np.tile(np.where(beside == 500, 499, beside).astype(np.uint16), (1, 60, 1))
+    pixels[0, 20:30, 20:30] = 500
+    for max_error in (1, 2, 3, 7, 19, 60):
+        check(pixels, max_error, 500)
+        check(np.rot90(pixels, axes=(1, 2)).copy(), max_error, 500)
 
 
-@pytest.fixture(scope="module")
-def layered() -> tuple[Pixels, EncodedScene]:
-    """Two tiles side by side, in three layers, with nodata."""
-    pixels = scenes.pixels(14, 4, 100, 300)
-    return pixels, encoded(pixels, 0, 0)
+def test_real_scenes_in_8_bits_come_back_whole():
+    """Photographs that scikit-image brings along."""
+    data = pytest.importorskip("skimage.data")
+    photograph = np.ascontiguousarray(data.astronaut().transpose(2, 0, 1)[:, 60:260, 100:310])
+    bits = [check(photograph, max_error) for max_error in (0, 2, 10)]
+    assert bits[0] < 5.2
+    assert bits[2] < bits[1] < bits[0]
+    check(photograph, 3, nodata=int(photograph[0, 100, 100]))
 
 
-def test_every_prefix_is_a_coarser_scene(layered: tuple[Pixels, EncodedScene]):
-    pixels, stream = layered
-    layout = stream.manifest.layout()
-    errors = []
-    for group in range(3):
-        later = {i for i in range(len(layout)) if layout.key(i).kind is Kind.LATENT and layout.key(i).group > group}
-        back = decoded(stream, frozenset(later))
-        assert ((back == 0) == (pixels == 0)).all()
-        errors.append(float(np.abs(back.astype(np.float64) - pixels).mean()))
-        known = slice(None, None, (4, 2, 1)[group])
-        assert (back[:, :, :160][:, known, known] == pixels[:, :, :160][:, known, known]).all()
-    assert errors[0] > errors[1] > errors[2] == 0
+CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
 
 
-def test_a_lost_chunk_changes_nothing_outside_its_tile(layered: tuple[Pixels, EncodedScene]):
-    pixels, stream = layered
-    layout = stream.manifest.layout()
-    width = stream.manifest.codings[0].tile
-    for group in range(3):
-        lost = layout.index(ChunkKey(Kind.LATENT, 0, 0, group, 0))
-        back = decoded(stream, frozenset([lost]))
-        assert (back[:, :, width:] == pixels[:, :, width:]).all()
-        assert (back[:, :, :width] == pixels[:, :, :width]).all() == (not stream.chunk(lost))
-
-
-def test_without_mask_or_side_chunk_a_tile_is_nodata(layered: tuple[Pixels, EncodedScene]):
-    pixels, stream = layered
-    layout = stream.manifest.layout()
-    width = stream.manifest.codings[0].tile
-    assert (decoded(stream, frozenset([layout.side_of(0)])) == 0).all()
-    back = decoded(stream, frozenset(layout.masks_of(0, 0)))
-    assert (back[:, :, :width] == 0).all()
-    assert (back[:, :, width:] == pixels[:, :, width:]).all()
-
-
-def test_bands_of_a_lost_block_are_nodata_and_those_before_it_whole():
-    pixels = noise((9, 128, 128), "uint16")
-    pixels[pixels == 5] = 6
-    with encoded(pixels, 0, 5) as stream:
-        coding, layout = stream.manifest.codings[0], stream.manifest.layout()
-        assert coding.blocks > 1
-        order = Model.unpack(stream.chunk(layout.side_of(0)), 9).order
-        back = decoded(stream, frozenset([layout.index(ChunkKey(Kind.LATENT, 0, 0, 0, 1))]))
-    first = list(order[: coding.planes_per_chunk])
-    assert (back[first] == pixels[first]).all()
-    assert (back[[band for band in range(9) if band not in first]] == 5).all()
-
-
-def test_damaged_payloads_end_in_a_typed_error_or_in_other_pixels_never_in_a_crash():
-    """The checksum catches damage before; what gets past it may cost the tile, not the program."""
-    pixels = scenes.pixels(15, 3, 64, 64)
-    random = np.random.default_rng(0)
-    refused = 0
-    with encoded(pixels, 1, 0) as stream:
-        layout = stream.manifest.layout()
-        payloads = {i: stream.chunk(i) for i in range(layout.pages, len(layout))}
-        targets = [i for i, payload in payloads.items() if payload and layout.key(i).kind in (Kind.SIDE, Kind.LATENT)]
-        for turn in range(160):
-            at = targets[turn % len(targets)]
-            spoilt = bytearray(payloads[at])
-            if turn % 3 == 0:
-                spoilt = spoilt[: int(random.integers(len(spoilt)))]
-            elif turn % 3 == 1:
-                spoilt[int(random.integers(len(spoilt)))] ^= 1 << int(random.integers(8))
-            else:
-                spoilt = bytearray(random.bytes(int(random.integers(1, 400))))
-            changed = payloads | {at: bytes(spoilt)}
-            try:
-                rows = list(decode_rows(stream.manifest, changed.get, None))
-                assert rows[0].pixels.shape == pixels.shape
-            except StreamError:
-                refused += 1
-    assert refused > 100
-
-
-def test_a_manifest_may_not_promise_what_a_method_cannot_keep():
-    pixels = scenes.pixels(16, 2, 32, 32, nodata=None)
-    with encoded(pixels, 0) as stream:
-        manifest = stream.manifest
-    (coding,) = manifest.codings
-    import msgspec
-
-    replace = msgspec.structs.replace
-    for change, reason in (
-        ({"planes": 1, "planes_per_chunk": 1}, "has them all"),
-        ({"groups": 7}, "levels at most"),
-        ({"step": 2.0}, "exact grid is 1"),
-        ({"max_error": -1}, "0 .lossless. or more"),
-        ({"method": "planes", "max_error": 3}, "cannot keep"),
-        ({"method": "planes"}, "names no bundle"),
-    ):
-        with pytest.raises(Malformed, match=reason):
-            replace(manifest, codings=(replace(coding, **change),)).validate()
-
-
-@pytest.mark.parametrize("side", [1, 31, 32, 33, 120, 256, 257, 264, 512, 513, 10980])
-def test_tiles_leave_no_slivers(side: int):
-    tile = tile_size(Grid(side, side, "uint8", (Band(),)))
-    assert tile % 32 == 0
-    assert 32 <= tile <= 256
-    assert (side - 1) % tile + 1 >= min(side, tile // 2)
+@pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus is not beside this checkout")
+@pytest.mark.parametrize(
+    "name",
+    ["sentinel2/barkbeetle__226535_201909.tif", "landsat/datacube__LS5_NBAR_090084.tif", "other/vhr_solaris__ms2.tif"],
+)
+def test_real_scenes_of_satellites_come_back_whole(name: str):
+    found = open_source(CORPUS / name)
+    try:
+        (grid,) = found.scene.grids
+        pixels = found.read(0, Window(0, 0, min(grid.height, 130), min(grid.width, 130)))
+    finally:
+        found.close()
+    for max_error in (0, 4):
+        check(np.ascontiguousarray(pixels), max_error, grid.nodata)
