@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from typing import ClassVar
 
+from downlink.exact_table import exact_tables
 from encoder_node.exact import encode_exact
 from encoder_node.target import Target
 from evaluation.codecs.base import Half, Image, Pixels
@@ -22,8 +23,8 @@ class Exact:
     unit: ClassVar[str] = "largest error allowed in DN"
 
     def load(self, half: Half) -> None:
-        """Nothing to do: there is no model."""
-        return
+        """There is no model; the tables of the entropy coder are made once."""
+        exact_tables()
 
     def encode(self, image: Image, setting: float) -> bytes:
         file = io.BytesIO()
