@@ -226,7 +226,10 @@ class Soak:
             self.report.bytes_sent += proxy.bytes_down
             proxy.__exit__(None, None, None)
         logs = list(self.folder.glob("*.log"))
-        self.report.tracebacks = sum(log.read_text(errors="replace").count("Traceback") for log in logs)
+        odd = [line for log in logs for line in log.read_text(errors="replace").splitlines() if "Traceback" in line]
+        self.report.tracebacks = len(odd)
+        for line in odd[:5]:
+            print(line, file=sys.stderr)
 
 
 @contextlib.contextmanager
