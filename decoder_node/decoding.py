@@ -127,6 +127,11 @@ def _pixels(rows: Iterator[Row], missing: list[float]) -> Iterator[NDArray[np.ge
         yield row.pixels
 
 
+def part_path(archive: Path, scene_id: str) -> Path:
+    """Where a scene lies that is still coming."""
+    return archive / "inbox" / f"{checked(scene_id)}.part"
+
+
 def archive_scene(
     archive: Path,
     scene_id: str,
@@ -142,7 +147,7 @@ def archive_scene(
     except ImportError as error:
         raise MissingExtra(f"the archive needs {error.name}; {NEEDS_GROUND}") from error
     stream = archive / "streams" / f"{checked(scene_id)}.dl"
-    source = stream if there is None else archive / "inbox" / f"{scene_id}.part"
+    source = stream if there is None else part_path(archive, scene_id)
     with source.open("rb") as file:
         bounds.allow(bounds.cpu_s(Manifest.unpack(read_head(file)).scene.samples))
     folder = archive / "scenes" / scene_id
@@ -185,6 +190,8 @@ def task(
     except DownlinkError as error:
         return Outcome(failure=f"{error.code}: {error}")
     except Exception as error:
+        if there is not None and not part_path(archive, scene_id).exists():
+            return Outcome(waits="it is complete by now, or was given up")
         log.exception("decoding failed", extra={"scene": scene_id})
         return Outcome(failure=f"{type(error).__name__}: {error}")
 

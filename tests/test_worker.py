@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from decoder_node import bounds
+from decoder_node import bounds, decoding
 from decoder_node.decoding import Outcome, archive_scene
 from decoder_node.ledger import FAILURES_MAX, Ledger
 from decoder_node.worker import Workers
@@ -148,6 +148,16 @@ def test_a_scene_of_a_bundle_that_is_not_trusted_is_kept_and_not_decoded(tmp_pat
     assert not (tmp_path / "tried").exists()
     assert f"bundle {bundle.hex()} is not among those" in str(reasons(tmp_path)[stream(0).id])
     assert set(run(tmp_path, ["decode"], {"decoded": 1}).values()) == {"decoded"}
+
+
+def test_a_scene_that_became_complete_meanwhile_is_not_decoded_in_part(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its part is not where it was: no failure, and nothing for the operator to look at."""
+    (tmp_path / "inbox").mkdir()
+    outcome = decoding.task(tmp_path, stream(0).id, [], 0.0, [Range(0, 3)])
+    assert outcome == Outcome(waits="it is complete by now, or was given up")
+    assert caplog.records == []
 
 
 def test_what_a_scene_may_take_follows_from_its_size() -> None:
