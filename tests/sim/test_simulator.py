@@ -12,11 +12,9 @@ from typing import Any
 
 import pytest
 
-from decoder_node.asks import Asks
 from decoder_node.inbox import Inbox
 from decoder_node.ledger import Ledger
 from downlink.action import Commit, GroundAction, Send
-from downlink.asking import Asking
 from downlink.frame import Ack, Chunk, EdgeFrame, GroundFrame, State, Verdict
 from downlink.incoming import Incoming
 from downlink.ranges import runs_of
@@ -195,26 +193,9 @@ def says_done_and_does_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(outbox_asked, "_refine", lambda db, request: (Verdict.DONE, "certainly"))
 
 
-def forgets_what_it_asked(patch: pytest.MonkeyPatch) -> None:
-    """Said once per stream, and never again."""
-    patch.setattr(Asking, "tick", lambda self, now: [])
-    patch.setattr(Ledger, "recover", lambda self: [])
-
-    def once(self: Asks, node: str, without: frozenset[str]) -> list[Any]:
-        found = waiting(self, node, without)
-        fresh = [one for one in found if one.ask.ask_id not in said]
-        said.update(one.ask.ask_id for one in fresh)
-        return fresh
-
-    said: set[str] = set()
-    waiting = Asks.waiting
-    patch.setattr(Asks, "waiting", once)
-
-
 BROKEN = [
     (answers_before_it_is_durable, "of which a power cut leaves"),
     (says_done_and_does_nothing, "is said to be done, and a power cut would leave"),
-    (forgets_what_it_asked, "is still not delivered"),
     (acks_before_it_stores, "was acknowledged and is not in the ledger"),
     (ignores_checksums, "was acknowledged and a power cut would lose it"),  # other bytes are not it
     (forgets_tombstones, "its tombstone is forgotten"),

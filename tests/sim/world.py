@@ -21,12 +21,12 @@ EVENTS_MAX = 50_000
 
 class World:
     """A seed's run. `run` raises `Broken`. When `calm`, nothing goes wrong but what the caller arranges. With `asks`,
-    the ground asks for things; None: in every fourth run."""
+    the ground asks for things; None: in one of seven runs."""
 
     def __init__(self, seed: int, calm: bool = False, asks: bool | None = None) -> None:
         source = self.source = random.Random(seed)
         self._asking = random.Random(seed + 1_000_000)  # of its own: the rest of a run stays as it is
-        self._asks = self._asking.random() < 0.25 and not calm if asks is None else asks
+        self._asks = self._asking.random() < 0.15 and not calm if asks is None else asks
         self.time = Time()
         chosen = source.sample(range(STREAMS), source.choice([1, 1, 2, 2, 3, 4, 7]))
         made = [stream(number, chunk_bytes=30) for number in chosen]
