@@ -216,14 +216,16 @@ def layouts_of(
                 patterns.append(cells)
             cells = found or cells
         valid = plane.ravel() if hole is None else plane[~hole[band]]
-        layouts.append(Layout(cells, _palette(valid, max_error, nodata)))
+        share = 1.0 if cells is None else cells.share
+        layouts.append(Layout(cells, _palette(valid, share, max_error, nodata)))
     return layouts
 
 
-def _palette(values: NDArray[Any], max_error: int, nodata: int | None) -> NDArray[np.int64] | None:
+def _palette(values: NDArray[Any], share: float, max_error: int, nodata: int | None) -> NDArray[np.int64] | None:
     """Values that stand for these samples, each within `max_error`, if naming them saves more bits than it costs.
 
-    That is when there are few, and gaps between those that are frequent. None if one would have to be `nodata`.
+    That is when there are few, and gaps between those that are frequent. `share` of the samples are coded, the others
+    repeat. None if one would have to be `nodata`.
     """
     if not values.size:
         return None
@@ -239,7 +241,7 @@ def _palette(values: NDArray[Any], max_error: int, nodata: int | None) -> NDArra
         return None
     gaps = np.diff(places)
     around = (np.append(gaps, gaps[-1]) + np.insert(gaps, 0, gaps[0])) / (2 * (2 * max_error + 1))
-    saved = float(counts @ np.log2(around))
+    saved = share * float(counts @ np.log2(around))
     cost = PALETTE_BITS + float((np.log2(gaps) + 4).sum())
     return places + low if saved > 2 * cost else None
 
