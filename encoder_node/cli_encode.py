@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from downlink.accelerator import native
 from downlink.errors import DownlinkError, SceneError
 from encoder_node.durable import shown, whole_file
 from encoder_node.options import (
@@ -208,6 +207,8 @@ def _submit_stream(
 
 def _facts(encoded: EncodedScene, began: float) -> dict[str, Any]:
     import resource
+
+    from downlink.accelerator import native
 
     scene = encoded.manifest.scene
     size = encoded.stream_bytes

@@ -362,7 +362,8 @@ class LatticeReader:
             down, across = (-(-side // dct.BLOCK) for side in tile.tile.window[2:])
             values = values[:, :, :down, :across].reshape(bands, dct.CHANNELS, -1)
             every = -(-values.size // SAMPLE_VALUES)  # of many bands, fewer blocks: memory stays bounded
-            moments.add(values[:, :, self._valid_blocks(tile, down, across)][:, :, ::every])
+            valid = self._valid_blocks(tile, down, across)
+            moments.add((values if valid.all() else values[:, :, valid])[:, :, ::every])
         assert moments is not None
         return moments.statistics()
 
