@@ -48,7 +48,9 @@ def read_head(file: BinaryIO) -> bytes:
             f"file begins with {header[:4].hex(' ') or 'nothing'}, not with {MAGIC.hex(' ')}: not a .dl file"
         )
     if len(header) < _HEADER.size:
-        raise Corrupt(f"file ends within its header of {_HEADER.size} bytes; it was cut, copy it again")
+        raise Corrupt(
+            f"file of {len(header)} bytes ends within its header of {_HEADER.size}; it was cut, copy it again"
+        )
     magic, length, crc = _HEADER.unpack(header)
     if magic != MAGIC:
         raise Unsupported(f"file of version {magic[3]}, this program knows version {MAGIC[3]}; update this program")
