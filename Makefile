@@ -18,8 +18,8 @@ help:            ## this list
 demo: .venv/installed-demo $(SAMPLE)   ## a real scene through both nodes over gRPC; results in demo-output/
 	$(BIN)/python -m evaluation.demo --sample $(SAMPLE) --out demo-output
 
-test: .venv/installed-dev   ## every test
-	$(BIN)/python -m pytest
+test: .venv/installed-dev   ## every test, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 chaos: .venv/installed-dev   ## kills, cuts, damage and full disks against real nodes, at length (CHAOS_SEED=n replays)
 	CHAOS=long $(BIN)/python -m pytest tests/chaos
