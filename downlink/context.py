@@ -1,6 +1,6 @@
 """What the prior may know of a symbol before it is decoded, in integers only.
 
-The prior network (``prior.onnx``) is exact on every machine because each of its inputs is a small integer made here
+The prior network (``prior_*.onnx``) is exact on every machine because each of its inputs is a small integer made here
 from symbols that both ends already share: the companded symbols of earlier subbands and of the plane before, the
 running energy of all planes before, and what neighbouring blocks' means say of a block's own. No float enters.
 Refuses nothing: any int32 symbol has a companded value.
