@@ -23,9 +23,12 @@ _CLASSICAL: Final = {
     "jpegxl-lossless": ("jpegxl_lossless", "JpegXlLossless"),
     "jpegls": ("jpegls", "JpegLs"),
     "zstd": ("zstd", "Zstd"),
+    "jpegxl-lossless-e3": ("jpegxl_lossless", "JpegXlLosslessFast"),
+    "aec": ("aec", "Aec"),
+    "pcodec": ("pcodec", "Pcodec"),
 }
 CLASSICAL: Final = tuple(_CLASSICAL)
-BOUNDED: Final = ("jpegxl-lossless", "jpegls", "lerc", "zstd")
+BOUNDED: Final = ("jpegxl-lossless", "jpegxl-lossless-e3", "jpegls", "lerc", "zstd", "aec", "pcodec")
 """Those that bound the error of every sample."""
 
 

@@ -45,6 +45,11 @@ class JpegXlLossless(BoundedCodec):
         return dequantise(numbers if numbers.ndim == 3 else numbers[None], bound, np.dtype(_DTYPES[number]))
 
 
+class JpegXlLosslessFast(JpegXlLossless):
+    name: ClassVar[str] = "jpegxl-lossless-e3"
+    effort: ClassVar[int] = 3
+
+
 def _without_container(file: bytes) -> bytes:
     """The bare codestream: with extra channels libjxl writes boxes around it whatever it is told, 49 bytes."""
     if file.startswith(b"\xff\x0a"):
