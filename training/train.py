@@ -1,36 +1,34 @@
-"""The training loop, top to bottom: read pictures, warm start, step, validate, save; stop and resume at any time.
+"""Training the universal codec: what the loop (training/loop.py) needs to know of it.
 
     downlink train training/configs/universal.toml --data DIR --out runs/universal
 
-A run folder holds config.json, log.jsonl (one line per report, seed and commit first), checkpoint.pt (weights,
-optimiser, average, generator states: all to resume) and best.pt (the averaged weights with the best validation score).
+Validation is on centre crops of held-out pictures at five qualities; the score is the mean binary logarithm of rate +
+trade * error.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import queue
-import sys
-import threading
-import time
-from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from downlink import dct
 from downlink.dct import BLOCK
+from training import parallel
 from training.card import commit
 from training.config import Run
 from training.corpus import PARTITIONS, Batch, Picture, Sampler, coefficients, planes_of, read_corpus
+from training.loop import fit, has_bfloat16
 from training.model import PlaneCodec
 from training.objective import measure
 from training.warmstart import relative_deviations
 
+RANK_SEED = 7919
+"""Processes that train together draw different batches: their seeds are so far apart."""
 VALIDATION_QUALITIES = (14.0, 26.0, 38.0, 50.0, 62.0)
 EMPTY = 1e-3
 """Added to the cost of a validation crop, so that crops of which nothing is sent have a logarithm."""
@@ -86,103 +84,76 @@ def validate(codec: PlaneCodec, batches: list[tuple[float, float, Batch]], trade
     return row
 
 
-class Prefetch:
-    """Draws batches in a thread while the last one trains."""
+class UniversalTask:
+    """The plane codec behind the loop."""
 
-    def __init__(self, sampler: Sampler, depth: int = 3) -> None:
-        self.batches: queue.Queue[Batch] = queue.Queue(depth)
-        self.sampler = sampler
-        threading.Thread(target=self._draw, daemon=True).start()
+    def __init__(
+        self, codec: PlaneCodec, sampler: Sampler, batches: list[tuple[float, float, Batch]], run: Run
+    ) -> None:
+        self.module, self.sampler, self.batches, self.run = codec, sampler, batches, run
+        self.device = next(codec.parameters()).device
+        self.amp = self.device.type == "cuda" or has_bfloat16()
 
-    def _draw(self) -> None:
-        while True:
-            self.batches.put(self.sampler.draw())
+    def groups(self) -> list[dict[str, Any]]:
+        return parameter_groups(self.module, self.run)
 
-    def next(self) -> Batch:
-        return self.batches.get()
+    def draw(self) -> Batch:
+        return self.sampler.draw()
 
+    def loss(self, batch: Batch, done: float) -> Tensor:
+        run = self.run
+        settled = done > run.schedule.settle
+        return measure(self.module, batch.to(self.device), self.amp, run.trade, settled=settled).loss(run.trade)
 
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; without it autocast is twice as slow as float32 (measured)."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        assert isinstance(module, PlaneCodec)
+        return validate(module, self.batches, self.run.trade, self.amp)
 
+    def told(self, row: dict[str, Any]) -> str:
+        figures = "  ".join(
+            f"q{q:.0f} {row[f'bits_q{q:.0f}']:.4f}/{row[f'error_q{q:.0f}']:.4f}" for q in VALIDATION_QUALITIES
+        )
+        return f"score {row['score']:.4f}  {figures}"
 
-@dataclass
-class State:
-    """What a checkpoint holds besides the weights."""
+    def show(self, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The first planes of a validation crop, before and after, and its hyper-latents."""
+        assert isinstance(module, PlaneCodec)
+        _, _, batch = self.batches[len(VALIDATION_QUALITIES) // 2]
+        planes = batch.coefficients[0, :3].to(self.device)
+        level = batch.levels[0, :3, :, None, None].to(self.device)
+        if len(planes) < 3:
+            return {}, {}
+        with torch.no_grad():
+            rebuilt = module.synthesis(planes.round(), torch.zeros_like(planes), level)
+            hyper = module.hyper(planes, level)
 
-    step: int = 0
-    seconds: float = 0.0
-    best: float = float("inf")
-    stale: int = 0
+        def picture(values: Tensor) -> Tensor:
+            pixels = torch.from_numpy(dct.inverse(values.cpu().numpy(), False))
+            low, high = pixels.amin(dim=(1, 2), keepdim=True), pixels.amax(dim=(1, 2), keepdim=True)
+            return (pixels - low) / (high - low).clamp(min=1e-6)
 
+        both = torch.cat([picture(planes), picture(rebuilt)], dim=2)
+        return {"planes": both}, {"hyper_latents": hyper.flatten(), "latents": planes.flatten()}
 
-def finished(run: Run, state: State) -> bool:
-    """Whether the steps, or the minutes if any are set, are used up."""
-    minutes = run.schedule.minutes
-    return state.step >= run.schedule.steps or bool(minutes and state.seconds >= minutes * 60)
-
-
-def progress(run: Run, state: State) -> float:
-    """How much of the run is done, by steps or by minutes, whichever is nearer to its end."""
-    done = state.step / run.schedule.steps
-    if run.schedule.minutes:
-        done = max(done, state.seconds / 60 / run.schedule.minutes)
-    return min(1.0, done)
-
-
-def learning_rate(run: Run, state: State) -> float:
-    """Warm-up, then a cosine to 1 %."""
-    schedule = run.schedule
-    if state.step < schedule.warmup_steps:
-        return schedule.learning_rate * (state.step + 1) / schedule.warmup_steps
-    done = progress(run, state)
-    return schedule.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-
-
-class Bar:
-    """A progress bar on a terminal, nothing elsewhere."""
-
-    def __init__(self, run: Run, quiet: bool) -> None:
-        self.progress: Any = None
-        if not quiet and sys.stdout.isatty():
-            from rich.progress import Progress, TimeElapsedColumn
-
-            self.progress = Progress(*Progress.get_default_columns(), TimeElapsedColumn())
-            self.progress.start()
-            self.task = self.progress.add_task(run.name, total=1.0)
-
-    def show(self, run: Run, state: State, loss: float) -> None:
-        if self.progress is not None:
-            minutes = run.schedule.minutes
-            done = max(state.step / run.schedule.steps, state.seconds / 60 / minutes if minutes else 0.0)
-            text = f"{run.name} step {state.step} loss {loss:.3f}"
-            self.progress.update(self.task, completed=min(1.0, done), description=text)
-
-    def close(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
+    def resumed(self, step: int) -> None:
+        self.sampler.random = np.random.default_rng(self.run.seed + step + RANK_SEED * parallel.rank())
 
 
-class Writer:
-    """log.jsonl always, TensorBoard if it is installed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file = (folder / "log.jsonl").open("a", encoding="utf-8")
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board: Any = SummaryWriter(str(folder / "tensorboard"))
-        except ImportError:
-            self.board = None
-
-    def write(self, step: int, row: dict[str, Any]) -> None:
-        self.file.write(json.dumps({"step": step, **row}) + "\n")
-        self.file.flush()
-        if self.board is not None:
-            for key, value in row.items():
-                if isinstance(value, float):
-                    self.board.add_scalar(key, value, step)
+def prepare(run: Run, data: Path, start: Path | None = None) -> tuple[UniversalTask, dict[str, Any]]:
+    """The codec at its beginning (warm, or from the weights in `start`), and what the log shall say of the run."""
+    torch.manual_seed(run.seed)
+    torch.set_num_threads(run.threads)
+    device = parallel.device()
+    training, held = read_corpus(data, run.corpus)
+    sampler = Sampler(training, run, run.seed + RANK_SEED * parallel.rank())
+    codec = PlaneCodec(run.model)
+    if start is None:
+        codec.prior.seed(*relative_deviations(sampler))
+    else:
+        codec.load_state_dict(torch.load(start, weights_only=True, map_location="cpu")["average"])
+    codec = codec.to(device, memory_format=torch.channels_last)
+    facts = {"seed": run.seed, "commit": commit(), "pictures": len(training), "held_out": len(held)}
+    return UniversalTask(codec, sampler, validation_batches(held, run), run), {**facts, "device": str(device)}
 
 
 def train(
@@ -192,90 +163,8 @@ def train(
 
     `start` begins from another run's weights (fine-tuning); `resume` continues this run's own checkpoint.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(run.seed)
-    torch.set_num_threads(run.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    training, held = read_corpus(data, run.corpus)
-    sampler = Sampler(training, run, run.seed)
-    codec = PlaneCodec(run.model)
-    if start is None:
-        codec.prior.seed(*relative_deviations(sampler))
-    else:
-        codec.load_state_dict(torch.load(start, weights_only=True, map_location="cpu")["average"])
-    codec = codec.to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.Adam(parameter_groups(codec, run))
-    amp = device.type == "cuda" or has_bfloat16()
-    average, state = deepcopy(codec), State()
-    checkpoint = out / "checkpoint.pt"
-    if resume and checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True, map_location=device)
-        codec.load_state_dict(saved["weights"])
-        average.load_state_dict(saved["average"])
-        optimiser.load_state_dict(saved["optimiser"])
-        state = State(**saved["state"])
-        sampler.random = np.random.default_rng(run.seed + state.step)
-    batches = validation_batches(held, run)
-    (out / "config.json").write_bytes(msgspec.json.format(msgspec.json.encode(run)))
-    writer, prefetch, bar = Writer(out), Prefetch(sampler), Bar(run, quiet)
-    writer.write(
-        state.step,
-        {"seed": run.seed, "commit": commit(), "pictures": len(training), "held_out": len(held), "device": str(device)},
-    )
-
-    def save(path: Path, full: bool) -> None:
-        content: dict[str, Any] = {
-            "average": average.state_dict(),
-            "config": msgspec.to_builtins(run),
-            "state": vars(state),
-        }
-        if full:
-            content |= {"weights": codec.state_dict(), "optimiser": optimiser.state_dict()}
-        torch.save(content, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
-
-    codec.train()
-    began, began_seconds, seen, loss_sum = time.monotonic(), state.seconds, 0, 0.0
-    while not finished(run, state):
-        batch = prefetch.next()
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(run, state) * group["factor"]
-        outcome = measure(codec, batch.to(device), amp, run.trade, settled=progress(run, state) > run.schedule.settle)
-        loss = outcome.loss(run.trade)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(codec.parameters(), run.schedule.clip_norm)
-        if torch.isfinite(norm):
-            optimiser.step()
-        state.step += 1
-        state.seconds = began_seconds + time.monotonic() - began
-        decay = min(run.schedule.average, (1 + state.step) / (10 + state.step))
-        with torch.no_grad():
-            for mean, weight in zip(average.parameters(), codec.parameters(), strict=True):
-                mean.lerp_(weight, 1 - decay)
-        seen, loss_sum = seen + 1, loss_sum + float(loss.detach())
-        bar.show(run, state, loss_sum / seen)
-        if state.step % run.schedule.validate_every == 0 or state.step == 1 or finished(run, state):
-            row: dict[str, Any] = {"loss": loss_sum / seen, "seconds": state.seconds, "rate": learning_rate(run, state)}
-            row |= validate(average, batches, run.trade, amp)
-            seen, loss_sum = 0, 0.0
-            if row["score"] < state.best:
-                state.best, state.stale = row["score"], 0
-                save(out / "best.pt", full=False)
-            else:
-                state.stale += 1
-            writer.write(state.step, row)
-            save(checkpoint, full=True)
-            if not quiet:
-                figures = "  ".join(
-                    f"q{q:.0f} {row[f'bits_q{q:.0f}']:.4f}/{row[f'error_q{q:.0f}']:.4f}" for q in VALIDATION_QUALITIES
-                )
-                print(
-                    f"step {state.step:6d}  {state.seconds:7.0f} s  loss {row['loss']:.4f}  "
-                    f"score {row['score']:.4f}  {figures}",
-                    flush=True,
-                )
-            if run.schedule.patience and state.stale >= run.schedule.patience:
-                break
-    bar.close()
-    return out / "best.pt"
+    parallel.join()
+    task, facts = prepare(run, data, start)
+    best = fit(task, run.schedule, run.name, run, out, facts, resume, quiet)
+    parallel.leave()
+    return best
