@@ -5,7 +5,7 @@
     downlink export runs/mine --data DIR --out models/mine
     downlink models list
 
-`evaluate`, `train` and `export` live in `evaluation` and `training`, which may import everything; this module names
+`evaluate`, `train`, `export` and `lab` live in `evaluation` and `training`, which may import everything; this module names
 them and imports nothing of them, so that `downlink models` works on the smallest installation. A missing package is
 named in one sentence with the `pip install` that brings it. It is the one module of `downlink` that opens files.
 """
@@ -38,6 +38,7 @@ LAZY: Final = {
     "evaluate": _Command("evaluation.cli", "evaluation", "Measure rate and quality on your own files."),
     "train": _Command("training.cli", "training", "Train a codec from a TOML config."),
     "export": _Command("training.cli", "training", "Export a run's best weights as a bundle."),
+    "lab": _Command("training.lab.cli", "training", "Train and measure the autoencoder family on real imagery."),
 }
 
 

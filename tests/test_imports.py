@@ -32,7 +32,7 @@ THIN = "downlink/cli.py"
 
 # packages that only some files may import, as patterns on the path
 ONLY_IN = {
-    "torch": ["training/*"],
+    "torch": ["training/*", "evaluation/peers.py"],
     "onnx": ["training/*"],
     "onnxscript": ["training/*"],
     "onnxruntime": ["encoder_node/encoder.py", "decoder_node/decoder.py", "training/*"],
@@ -49,7 +49,7 @@ ONLY_IN = {
         "training/corpus.py", "evaluation/*",
     ],
     "imagecodecs": ["evaluation/*"],
-    "matplotlib": ["evaluation/*"],
+    "matplotlib": ["evaluation/*", "training/lab/*"],
     "constriction": [],
     "pystac": [],
 }  # fmt: skip

@@ -54,6 +54,14 @@ def _valid(pixels: NDArray[np.generic], nodata: float | None) -> NDArray[np.bool
     return (pixels != nodata).all(axis=0)
 
 
+def read_raster(path: Path, bands: tuple[int, ...] = ()) -> tuple[NDArray[np.generic], float | None]:
+    """Pixels (bands, height, width) of a raster, or of some of its bands (numbered from 1), and its nodata value."""
+    import rasterio
+
+    with rasterio.open(path) as dataset:
+        return dataset.read(list(bands) or None), dataset.nodata
+
+
 def read_picture(path: Path, bands: tuple[int, ...] = ()) -> Picture | None:
     """Read one raster, or some of its bands, numbered from 1; None if its type is not an 8/16-bit integer, a band is
     not there or nothing in it is valid."""
@@ -62,8 +70,7 @@ def read_picture(path: Path, bands: tuple[int, ...] = ()) -> Picture | None:
     with rasterio.open(path) as dataset:
         if dataset.dtypes[0] not in INTEGER_TYPES or max(bands, default=0) > dataset.count:
             return None
-        pixels = dataset.read(list(bands) or None)
-        nodata = dataset.nodata
+    pixels, nodata = read_raster(path, bands)
     valid = _valid(pixels, nodata)
     if valid.sum() < 1024:
         return None

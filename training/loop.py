@@ -193,15 +193,16 @@ def fit(
     resume: bool = False,
     quiet: bool = False,
     board: bool = True,
+    fused: bool | None = None,
 ) -> Path:
     """Train until steps, minutes or patience end; returns the path of best.pt.
 
-    `config` and `facts` (seed, commit, what is trained on) are kept with the run. `resume` continues the checkpoint in
+    `fused`: Adam's faster form, which rounds otherwise. `config` and `facts` (seed, commit, what is trained on) are kept with the run. `resume` continues the checkpoint in
     `out`, if there is one.
     """
     out.mkdir(parents=True, exist_ok=True)
     module, first = task.module, parallel.rank() == 0
-    optimiser = torch.optim.Adam(task.groups())
+    optimiser = torch.optim.Adam(task.groups(), fused=fused)
     average, state = deepcopy(module), State()
     checkpoint = out / "checkpoint.pt"
     if resume and checkpoint.exists():
@@ -237,8 +238,7 @@ def fit(
         (state.seconds,) = parallel.agreed(began_seconds + time.monotonic() - began)
         decay = min(schedule.average, (1 + state.step) / (10 + state.step))
         with torch.no_grad():
-            for mean, weight in zip(average.parameters(), module.parameters(), strict=True):
-                mean.lerp_(weight, 1 - decay)
+            torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
         seen, loss_sum = seen + 1, loss_sum + float(loss.detach())
         bar.show(progress(schedule, state), state.step, loss_sum / seen)
         if state.step % schedule.validate_every == 0 or state.step == 1 or finished(schedule, state):
