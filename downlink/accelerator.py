@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from downlink.context import COMPAND_TABLE, LEVEL_LIMIT
 from downlink.dct import BLOCK, CHANNELS, ROOT, ROOT_CHANNELS, SUBBANDS, lapped, order, root_integers, subband
 from downlink.lookup import Lookup
-from downlink.network import Layers, feature_weights, subband_weights
+from downlink.network import HyperLayers, Layers, feature_weights, hyper_weights, subband_weights
 from downlink.prior import FEATURES, GRAPHS, Symbols
 from downlink.spec import PlaneSpec
 from downlink.table import Tables
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 try:
     from downlink import _native
 
@@ -52,21 +52,61 @@ def native() -> str | None:
     return str(_native.level())
 
 
-def forward(
-    pixels: NDArray[Any], half: bool, beside: tuple[bool, bool, bool, bool], places: NDArray[np.intp], out: Floats
-) -> bool:
-    """Coefficients of bands (n, height, width) into bands `places` of `out` (bands, 64, blocks down, blocks across), C
-    order: `downlink.lap` and `downlink.dct.forward`. `beside` says on which sides (above, below, left, right) half a
-    block of neighbours belongs to the pixels. False, and nothing done, where numpy has to."""
-    if native() is None or not pixels.dtype.isnative or pixels.dtype.char not in "BHhf":
-        return False
+class Part(NamedTuple):
+    """Bands of one resolution: pixels (n, height, width), whether they have half the lattice's resolution, on which
+    sides (above, below, left, right) half a block of neighbours belongs to the pixels, and which of the lattice's bands
+    they are."""
+
+    pixels: NDArray[Any]
+    half: bool
+    beside: tuple[bool, bool, bool, bool]
+    places: NDArray[np.intp]
+
+
+def _takes(pixels: NDArray[Any]) -> bool:
+    return native() is not None and pixels.dtype.isnative and pixels.dtype.char in "BHhf"
+
+
+def _pixels(part: Part) -> tuple[int, NDArray[Any], tuple[bool, bool, bool, bool]]:
+    above, below, left, right = part.beside
+    pixels = part.pixels
     if pixels.strides[-1] != pixels.itemsize:
         pixels = np.ascontiguousarray(pixels)
-    above, below, left, right = beside
-    size = BLOCK // 2 if half else BLOCK
-    shape = (len(out), *out.shape[2:])
-    _native.forward(
-        size, pixels, (above, left, below, right), shape, lapped(half), order(half), places.astype(np.int32), out
+    return BLOCK // 2 if part.half else BLOCK, pixels, (above, left, below, right)
+
+
+def forward(part: Part, out: Floats) -> bool:
+    """Coefficients of bands into bands `places` of `out` (bands, 64, blocks down, blocks across), C order:
+    `downlink.lap` and `downlink.dct.forward`. False, and nothing done, where numpy has to."""
+    if not _takes(part.pixels):
+        return False
+    half, places = part.half, part.places.astype(np.int32)
+    _native.forward(*_pixels(part), (len(out), *out.shape[2:]), lapped(half), order(half), places, out)
+    return True
+
+
+class Mixing(NamedTuple):
+    """How a subband's planes (rows) come from bands `columns`: matrix (rows, columns) and offset (rows), in float32."""
+
+    matrix: Floats
+    offset: Floats
+    columns: NDArray[np.intp]
+
+
+def front(parts: Sequence[Part], bands: int, mixings: Sequence[Mixing], limit: float, out: Floats) -> bool:
+    """Pixels of the bands of a lattice -> planes `out` (planes, 64, blocks down, blocks across), C order, clipped to
+    +-limit: `forward` and, for each subband, `mix`. False, and nothing done, where numpy has to."""
+    if not all(_takes(part.pixels) for part in parts):
+        return False
+    _native.front(
+        tuple((*_pixels(part), lapped(part.half), order(part.half), part.places.astype(np.int32)) for part in parts),
+        (bands, *out.shape[2:]),
+        tuple((_whole(m, np.float32), _whole(o, np.float32), m.shape, c.astype(np.int32)) for m, o, c in mixings),
+        (0, *SUBBANDS),
+        len(out),
+        np.arange(len(out), dtype=np.int32),
+        limit,
+        out,
     )
     return True
 
@@ -220,6 +260,35 @@ class Accelerator:
         given = (_whole(array, np.int32) for array in (root, latent, hyper))
         _native.follow(self._model, self._code(code), (planes, height, width), *given, index, mean)
         return [(i[:count], m[:count]) for i, m, count in zip(index, mean, code.counts, strict=True)]
+
+
+class Ear:
+    """The hyper-latents' network of one bundle."""
+
+    def __init__(self, layers: HyperLayers, limit: int) -> None:
+        first, second, last = layers
+        self._latents = len(last.bias)
+        self._model: Any = _native.hyper_model(self._latents, len(second.bias), len(first.bias), limit, *layers)
+
+    def hear(self, planes: Floats, levels: NDArray[np.uint8]) -> Symbols:
+        """Coefficients (n, 64, h, w) in steps, within +-2^20, and levels (n, 4) -> hyper-latents (n, latents, h / 4,
+        w / 4)."""
+        count, _, height, width = planes.shape
+        out = np.empty((count, self._latents, height // ROOT, width // ROOT), np.int32)
+        levels = _whole(levels, np.uint8)
+        _native.hear(self._model, (count, height, width), _whole(planes, np.float32), levels, out)
+        return out
+
+
+def ear_of(content: bytes, limit: int) -> Ear | None:
+    """Of a bundle's encoder.onnx, whose results lie within +-limit."""
+    if native() is None:
+        return None
+    layers = hyper_weights(content, limit)
+    try:
+        return None if layers is None else Ear(layers, limit)
+    except ValueError:  # layers of other sizes than the loops know
+        return None
 
 
 def _whole(array: NDArray[Any], dtype: Any) -> NDArray[Any]:

@@ -1,8 +1,8 @@
-"""The prior's networks as plain numbers, read out of their ONNX files without a runtime.
+"""The integer networks as plain numbers, read out of their ONNX files without a runtime.
 
-What computes the prior natively (`downlink.accelerator`) does one thing: the layers that `training.export` writes. So
-a file is taken apart only if it says exactly that, operator by operator and constant by constant, with weights that are
-integers within 8 bits; of any other file `subband_weights` and `feature_weights` give None, and onnxruntime runs it.
+What computes them natively (`downlink.accelerator`) does one thing: the layers that `training.export` writes. So a file
+is taken apart only if it says exactly that, operator by operator and constant by constant, with weights that are
+integers within 8 bits; of any other file the functions here give None, and onnxruntime runs it.
 `BundleError` for what is no ONNX file.
 """
 
@@ -13,15 +13,16 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from downlink.dct import ROOT_CHANNELS, subband
+from downlink.dct import CHANNELS, ROOT_CHANNELS, SUBBANDS, subband
 from downlink.graph import fields
 from downlink.prior import MEANS, PREDICTED
 
 _END: Final = 2**63 - 1
-_SCALE: Final = 0.015625
+_SHIFT: Final = 6
 _TYPES: Final = {1: "<f4", 7: "<i8"}
-_WEIGHT_LIMIT: Final = 127
-_BIAS_LIMIT: Final = 1 << 20
+_LIMITS: Final = 127, 1 << 20
+"""Of weights, of biases."""
+_SHIFT_MOST: Final = 16
 
 
 class Layers(NamedTuple):
@@ -42,11 +43,11 @@ def subband_weights(content: bytes, number: int) -> Layers | None:
     seen = weights[2].shape[1] - hidden
     channels = ROOT_CHANNELS if number == 0 else subband(number).stop - subband(number).start
     wanted = [
-        *_layer("known", (hidden, inputs, 1, 1), (hidden,), [], 0, 0, 255),
+        *_layer("known", (hidden, inputs, 1, 1), (hidden,), "", 0, 0, 255),
         f"Slice known [{-seen}] [{_END}] [1] [1]",
         "Concat n3 n4 axis=1",
         *_layer("n5", (channels + MEANS[number] + PREDICTED[number], hidden + seen, 1, 1),
-                (channels + MEANS[number] + PREDICTED[number],), [], 6, -2047, 2047),
+                (channels + MEANS[number] + PREDICTED[number],), "", 6, -2047, 2047),
     ]  # fmt: skip
     if MEANS[number]:
         last = channels + MEANS[number]
@@ -72,31 +73,81 @@ def feature_weights(content: bytes, hyper: int) -> Layers | None:
     fine = weights[2].shape[0]
     wanted = [
         "Mul hyper 8.0",
-        *_layer("n0", (coarse, latents, 3, 3), (coarse,), [1, 1, 1, 1], 1, 0, 255),
-        *_layer("n4", (fine, coarse, 1, 1), (fine,), [], 5, 0, 255),
+        *_layer("n0", (coarse, latents, 3, 3), (coarse,), " pads=[1, 1, 1, 1]", 1, 0, 255),
+        *_layer("n4", (fine, coarse, 1, 1), (fine,), "", 5, 0, 255),
         f"DepthToSpace n8 blocksize={hyper} mode=CRD",
     ]
     return _layers(weights) if program == wanted else None
 
 
+class HyperLayer(NamedTuple):
+    """int8 weights (outputs, inputs, k, k) and int32 biases (outputs), in units of 2^-shift."""
+
+    weight: NDArray[np.int8]
+    bias: NDArray[np.int32]
+    shift: int
+
+
+HyperLayers = tuple[HyperLayer, HyperLayer, HyperLayer]
+_HEARD: Final = CHANNELS + 4 + len(SUBBANDS)
+
+
+def hyper_weights(content: bytes, limit: int) -> HyperLayers | None:
+    """Of the network that hyper-latents come from, whose results lie within +-limit: two layers with stride 2, and the
+    last."""
+    program, weights = _read(content)
+    shifts = [_shift_of(line) for line in program if line.startswith("Mul ")]
+    if len(weights) != 6 or len(shifts) != 3 or weights[0].shape[1:] != (_HEARD, 3, 3) or None in shifts:
+        return None
+    wide, middle, latents = (len(bias) for bias in weights[1::2])
+    halving = " pads=[1, 1, 1, 1] strides=[2, 2]"
+    first, second, last = (int(shift or 0) for shift in shifts)
+    wanted = [
+        *_layer("loudness", (wide, _HEARD, 3, 3), (wide,), halving, 0, 0, 255, first),
+        *_layer("n3", (middle, wide, 3, 3), (middle,), halving, 4, 0, 255, second),
+        *_layer("n7", (latents, middle, 1, 1), (latents,), "", 8, -limit, limit, last),
+    ]
+    if program != wanted or not all(_integers(array, _LIMITS[n % 2]) for n, array in enumerate(weights)):
+        return None
+    found = [
+        HyperLayer(np.ascontiguousarray(weight, np.int8), np.ascontiguousarray(bias, np.int32), shift)
+        for weight, bias, shift in zip(weights[::2], weights[1::2], (first, second, last), strict=True)
+    ]
+    return found[0], found[1], found[2]
+
+
+def _shift_of(line: str) -> int | None:
+    """k of a node "Mul n 2^-k"; None if it is of another kind."""
+    try:
+        shift = -float(np.log2(float(line.split()[-1])))
+    except ValueError:
+        return None
+    return int(shift) if 0 <= shift <= _SHIFT_MOST and shift == int(shift) else None
+
+
 def _layer(
-    source: str, weight: tuple[int, ...], bias: tuple[int, ...], pads: list[int], first: int, low: int, high: int
+    source: str,
+    weight: tuple[int, ...],
+    bias: tuple[int, ...],
+    attributes: str,
+    first: int,
+    low: int,
+    high: int,
+    shift: int = _SHIFT,
 ) -> list[str]:
-    """A convolution of integers in units of 1/64, rounded down and clipped, whose nodes are numbered from `first`."""
-    padded = f" pads={pads}" if pads else ""
+    """A convolution of integers in units of 2^-shift, rounded down and clipped, whose nodes are numbered from
+    `first`."""
     return [
-        f"Conv {source} {weight} {bias}{padded}",
-        f"Mul n{first} {_SCALE}",
+        f"Conv {source} {weight} {bias}{attributes}",
+        f"Mul n{first} {2.0**-shift}",
         f"Floor n{first + 1}",
         f"Clip n{first + 2} {float(low)} {float(high)}",
     ]
 
 
 def _layers(weights: list[NDArray[Any]]) -> Layers | None:
-    limits = (_WEIGHT_LIMIT, _BIAS_LIMIT) * 2
-    for array, limit in zip(weights, limits, strict=True):
-        if not np.array_equal(array, np.rint(array)) or np.abs(array).max(initial=0) > limit:
-            return None
+    if not all(_integers(array, _LIMITS[number % 2]) for number, array in enumerate(weights)):
+        return None
     first, first_bias, second, second_bias = weights
     return Layers(
         np.ascontiguousarray(first, np.int8),
@@ -104,6 +155,10 @@ def _layers(weights: list[NDArray[Any]]) -> Layers | None:
         np.ascontiguousarray(second.reshape(second.shape[:2]), np.int8),
         np.ascontiguousarray(second_bias, np.int32),
     )
+
+
+def _integers(array: NDArray[Any], limit: int) -> bool:
+    return bool(np.array_equal(array, np.rint(array)) and np.abs(array).max(initial=0) <= limit)
 
 
 # ---- ONNX: field numbers are those of onnx.proto3

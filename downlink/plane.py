@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downlink import accelerator
+from downlink.accelerator import Mixing
 from downlink.context import rotation
 from downlink.dct import FLAT, SUBBANDS, subband
 from downlink.errors import Malformed
@@ -106,24 +107,32 @@ class FrontEnd:
             for rows in self.forward_rows
         )
 
+    def mixings(self, step: float) -> tuple[Mixing, ...]:
+        """Per subband, how planes in steps come from coefficients of bands in DN."""
+        found = []
+        for band, rows in enumerate(self.forward_rows):
+            members = self.members(band)
+            scaled = np.asarray(rows.reshape(-1, len(members)) * self.weights[members] / np.float32(step))
+            offset = np.zeros(len(rows), np.float32)
+            if band == 0:
+                offset -= scaled @ (FLAT * self.mean.astype(np.float32))
+            found.append(Mixing(scaled, offset, members))
+        return tuple(found)
+
     def forward(self, coefficients: Floats, step: float, out: Floats | None = None) -> Floats:
         """(bands, 64, h, w) in DN, mean not yet subtracted -> (planes, 64, h, w) in steps, into `out` if there is one
         (C order)."""
         _, channels, height, width = coefficients.shape
         if out is None:
             out = np.empty((self.planes, channels, height, width), np.float32)
-        for band, rows in enumerate(self.forward_rows):
-            at, members = subband(band), self.members(band)
-            out[len(rows) :, at] = 0
-            if not len(rows):
+        for band, (scaled, offset, members) in enumerate(self.mixings(step)):
+            at = subband(band)
+            out[len(scaled) :, at] = 0
+            if not len(scaled):
                 continue
-            scaled = rows * self.weights[members] / np.float32(step)
-            offset = np.zeros(len(rows), np.float32)
-            if band == 0:
-                offset -= scaled @ (FLAT * self.mean.astype(np.float32))
-            if accelerator.mix(scaled, offset, coefficients, members, out, np.arange(len(rows)), at):
+            if accelerator.mix(scaled, offset, coefficients, members, out, np.arange(len(scaled)), at):
                 continue
-            planes = out[: len(rows), at].reshape(len(rows), -1)
+            planes = out[: len(scaled), at].reshape(len(scaled), -1)
             chosen = coefficients[:, at] if len(members) == len(coefficients) else coefficients[members, at]
             np.matmul(scaled, chosen.reshape(len(members), -1), out=planes)
             planes += offset[:, None]

@@ -59,14 +59,10 @@ class Repetition:
 
 def _changes(changed: NDArray[np.bool_], first: int) -> NDArray[np.bool_]:
     """Boundaries with a change, by the index of the later row modulo the cycle."""
-    out = np.zeros(_CYCLE, np.bool_)
-    out[np.unique((np.flatnonzero(changed) + first + 1) % _CYCLE)] = True
-    return out
+    return np.array([changed[(at - first - 1) % _CYCLE :: _CYCLE].any() for at in range(_CYCLE)])
 
 
 def _phase(changes: NDArray[np.bool_], factor: int) -> int | None:
     """The one phase at which a band repeated `factor` times changes, 0 if it never does, None if there is no one."""
-    phases = np.unique(np.flatnonzero(changes) % factor)
-    if len(phases) > 1:
-        return None
-    return int(phases[0]) if len(phases) else 0
+    phases = {at % factor for at, some in enumerate(changes) if some}
+    return None if len(phases) > 1 else phases.pop() if phases else 0

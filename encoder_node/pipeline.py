@@ -27,7 +27,7 @@ from downlink.quality import default_peak
 from downlink.repeat import Repetition
 from downlink.scene import Scene, validate
 from downlink.symbol import SymbolEncoder, finish_together
-from encoder_node.encoder import PlaneEncoder
+from encoder_node.encoder import SYMBOL_LIMIT, PlaneEncoder
 from encoder_node.exact import encode_exact
 from encoder_node.importance import Importance
 from encoder_node.mask_spool import MaskSpool
@@ -51,10 +51,8 @@ RATE_ROUNDS = 4
 MANIFEST_BYTES = 256
 """About what a manifest takes."""
 
-TILES_AT_ONCE = 8
-"""Tiles of a row that are analysed together …"""
 PLANE_TILES_AT_ONCE = 96
-"""… but no more than so many planes in all, so that hundreds of bands stay in bounded memory."""
+"""Planes of tiles that are analysed together, at most: so that hundreds of bands stay in bounded memory."""
 SYMBOLS_AT_ONCE = 6 << 20
 """Symbols that wait for the entropy coder: chunks of many tiles are coded side by side."""
 
@@ -92,13 +90,12 @@ class _LatticeEncoder:
         self, tiles: Sequence[TilePixels], front_end: FrontEnd, step: float, planes_per_chunk: int, measures: bool
     ) -> Decided:
         """Symbols of tiles of one coded size and one gain."""
-        mean = front_end.mean.astype(np.float32)
         gain = front_end.gain(tiles[0].number)
         code, step = self._code(front_end, planes_per_chunk, gain), _coarser(step, gain)
         height, width = (side // BLOCK for side in tiles[0].tile.coded)
         planes = np.empty((len(tiles), front_end.planes, CHANNELS, height, width), np.float32)
         for tile, out in zip(tiles, planes, strict=True):
-            front_end.forward(tile.coefficients(mean), step, out)
+            tile.planes(front_end, step, SYMBOL_LIMIT, out)
         return self.encoder.decide(planes, code, [(t.tile.window.height, t.tile.window.width) for t in tiles], measures)
 
     def estimate(self, step: float) -> tuple[float, float]:
@@ -179,7 +176,7 @@ class _LatticeEncoder:
 
     def _together(self, tiles: Iterable[TilePixels], planes: int) -> Iterator[list[TilePixels]]:
         """Neighbouring tiles of one coded size and one gain, a few at once."""
-        most = max(1, min(TILES_AT_ONCE, PLANE_TILES_AT_ONCE // planes))
+        most = max(1, min(self.encoder.tiles_at_once, PLANE_TILES_AT_ONCE // planes))
         batch: list[TilePixels] = []
         for tile in tiles:
             if batch and (len(batch) == most or self._kind(tile) != self._kind(batch[0])):

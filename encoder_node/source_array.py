@@ -52,10 +52,14 @@ class SideCar(msgspec.Struct, forbid_unknown_fields=True):
     tags: dict[str, str] = {}
 
 
+LINE_BYTES = 16 << 10
+"""Lines that are mostly wanted, or no longer than this, are read in one go and cut: a system call each costs more."""
+
+
 class ArraySource:
     """A scene of one grid whose pixels lie in an array, usually a memory map.
 
-    Windows of a map are read from its file, line by line: pages of a map that have been touched, and those around them,
+    Windows of a map are read from its file: pages of a map that have been touched, and those around them,
     would count as this process's memory, gigabytes of them.
     """
 
@@ -77,14 +81,25 @@ class ArraySource:
             rows, cols = window.slices
             return native(self._pixels[:, rows, cols])
         out = np.empty((bands, window.height, window.width), self._pixels.dtype)
-        whole = window.width == width
+        whole = width <= max(2 * window.width, LINE_BYTES // out.itemsize)
+        lines = np.empty((window.height if window.width < width else 0, width), out.dtype) if whole else None
         for band, plane in enumerate(out):
-            first = (band * height + window.row) * width + window.col
-            for number, line in enumerate((plane,) if whole else plane):
-                at = self._offset + (first + number * width) * out.itemsize
-                if os.preadv(self._file.fileno(), [line], at) != line.nbytes:
-                    raise SceneError(f"{self._file.name}: ends while it is being read; is it still being written?")
+            first = (band * height + window.row) * width
+            if lines is None:
+                for number, line in enumerate(plane):
+                    self._fill(line, first + number * width + window.col)
+            else:
+                self._fill(lines if len(lines) else plane, first)
+                if len(lines):
+                    plane[...] = lines[:, window.slices[1]]
         return native(out)
+
+    def _fill(self, pixels: Pixels, first: int) -> None:
+        """Pixels from number `first` of the file on."""
+        assert self._file is not None
+        at = self._offset + first * pixels.itemsize
+        if os.preadv(self._file.fileno(), [pixels.data], at) != pixels.nbytes:
+            raise SceneError(f"{self._file.name}: ends while it is being read; is it still being written?")
 
     def close(self) -> None:
         self._pixels = np.empty((0, 0, 0), self._pixels.dtype)

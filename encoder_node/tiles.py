@@ -19,15 +19,17 @@ from downlink import accelerator, dct, lap
 from downlink.fill import fill_holes
 from downlink.lattice import Lattice, Member, native_index, sample_index
 from downlink.moments import Moments, Statistics
+from downlink.plane import FrontEnd
 from downlink.scene import Grid
 from downlink.tile import Tile, TileGrid, Window
 from encoder_node.source import Source
 
-SAMPLE_WINDOWS = 16
-"""Windows that statistics are taken from: 16 x 256 x 256 pixels settle a covariance of hundreds of bands."""
+SAMPLE_WINDOWS = 36
+SAMPLE_SIDE = 128
+"""Windows that statistics are taken from: 36 x 128 x 128 pixels settle a covariance of hundreds of bands."""
 SAMPLE_VALUES = 1 << 20
 """Values (pixels x bands) taken from one window."""
-READ_BYTES = 12 << 20
+READ_BYTES = 14 << 20
 """What is read of a row of tiles at once: memory stays flat however wide a scene is, and files that store whole lines
 are not read more often than need be."""
 FRAMES = 24
@@ -122,20 +124,43 @@ class TilePixels:
             beyond[:, :, : held[0], : held[1]] = out
         return beyond
 
+    def planes(self, front_end: FrontEnd, step: float, limit: float, out: Floats) -> None:
+        """Coefficients of planes in steps, clipped to +-limit, into `out` (planes, 64, blocks down, blocks across)."""
+        mean, bands = front_end.mean.astype(np.float32), len(self.lattice.members)
+        if all(
+            -(-side // dct.BLOCK) == blocks for side, blocks in zip(self.tile.window[2:], out.shape[2:], strict=True)
+        ):
+            parts = list(self._parts(mean, *out.shape[2:]))
+            if accelerator.front(parts, bands, front_end.mixings(step), limit, out):
+                return
+        front_end.forward(self.coefficients(mean), step, out)
+        np.clip(out, np.float32(-limit), np.float32(limit), out=out)
+
+    def _parts(self, mean: Floats, down: int, across: int) -> Iterator[accelerator.Part]:
+        """What so many blocks are made from, for bands of either resolution."""
+        for half in (False, True):
+            (places,) = (self.lattice.half == half).nonzero()
+            if len(places):
+                yield self._part(half, self._filled(half, mean[places]), places, down, across)
+
+    def _part(self, half: bool, filled: Pixels, places: NDArray[np.intp], down: int, across: int) -> accelerator.Part:
+        above, below, left, right = (pixels > 0 for pixels in self.margin)
+        high, wide = (
+            (before + blocks * dct.BLOCK + after) // (2 if half else 1)
+            for before, blocks, after in zip(self.margin[::2], (down, across), self.margin[1::2], strict=True)
+        )
+        return accelerator.Part(filled[:, :high, :wide], half, (above, below, left, right), places)
+
     def _transform(self, half: bool, filled: Pixels, places: NDArray[np.intp], out: Floats) -> None:
         """Blocks that hold pixels of the grid. Those wholly beyond it are not mixed with others, because nothing but
         their means is sent."""
-        above, below, left, right = (pixels > 0 for pixels in self.margin)
-        ends = (
-            (before + blocks * dct.BLOCK + after) // (2 if half else 1)
-            for before, blocks, after in zip(self.margin[::2], out.shape[2:], self.margin[1::2], strict=True)
-        )
-        filled = filled[(slice(None), *map(slice, ends))]
-        if accelerator.forward(filled, half, (above, below, left, right), places, out):
+        part = self._part(half, filled, places, *out.shape[2:])
+        if accelerator.forward(part, out):
             return
+        above, _, left, _ = part.beside
         size = dct.BLOCK // (2 if half else 1)
         first = size // 2 if above else size, size // 2 if left else size
-        mixed = lap.mix(filled.astype(np.float32), size, first)
+        mixed = lap.mix(part.pixels.astype(np.float32), size, first)
         own = tuple(
             slice(before // (8 // size), before // (8 // size) + blocks * size)
             for before, blocks in zip(self.margin[::2], out.shape[2:], strict=True)
@@ -351,11 +376,12 @@ class LatticeReader:
         return sorted({round((i + 0.5) * count / chosen - 0.5) for i in range(chosen)})
 
     def statistics(self) -> Statistics:
-        """Moments over sample tiles; blocks without any valid pixel are left out."""
+        """Moments over sample windows; blocks without any valid pixel are left out."""
         moments: Moments | None = None
         bands = len(self.lattice.members)
-        for number in self.sample_tiles(SAMPLE_WINDOWS):
-            tile = self.one(number)
+        windows = LatticeReader(self.source, self.lattice, self.number, SAMPLE_SIDE)
+        for number in windows.sample_tiles(SAMPLE_WINDOWS):
+            tile = windows.one(number)
             if moments is None:
                 moments = Moments(self.lattice.half, self._means(tile))
             values = tile.coefficients(moments.centre.astype(np.float32))

@@ -24,7 +24,7 @@ from downlink.latent import ReceivedTile, TileCode, TileSymbols, decode_tiles, e
 from downlink.prior import FEATURES, GRAPHS, Prior
 from downlink.stream import StreamReader
 from encoder_node.cli import main
-from encoder_node.encoder import PlaneEncoder
+from encoder_node.encoder import HYPER, SYMBOL_LIMIT, PlaneEncoder, loudness
 from encoder_node.refine import Decision, Effort, NativeDecision, decide
 from tests import scenes
 
@@ -198,7 +198,7 @@ def test_coefficients_are_those_of_numpy(loops: Accelerator, half: bool, dtype: 
             pixels = random.integers(0, 120, (3, shape[0], shape[1] + 5)).astype(dtype)[:, :, 2:-3]
             found = np.full((5, 64, height, width), np.nan, np.float32)
             places = np.array([4, 0, 2])
-            assert accelerator.forward(pixels, half, beside, places, found)
+            assert accelerator.forward(accelerator.Part(pixels, half, beside, places), found)
             mixed = lap.mix(pixels.astype(np.float32), size, (above or size, left or size))
             own = mixed[:, above : above + height * size, left : left + width * size]
             np.testing.assert_allclose(found[places, : size * size], dct.forward(own, half), atol=2e-3)
@@ -220,6 +220,59 @@ def test_planes_are_those_of_numpy(loops: Accelerator, rows: int, columns: int, 
     np.testing.assert_allclose(found[put, 4:16], wanted, atol=1e-4)
     assert not found[:, :4].any()
     assert not found[:, 16:].any()
+
+
+@needs_loops
+@pytest.mark.parametrize("halves", [0, 2, 5])
+@pytest.mark.parametrize(("height", "width"), [(4, 32), (3, 7)])
+def test_pixels_become_planes_at_once_as_in_two_steps(loops: Accelerator, halves: int, height: int, width: int) -> None:
+    random = np.random.default_rng(halves)
+    bands, planes = 5, 4
+    coarse = np.sort(random.permutation(bands)[:halves])
+    parts, coefficients = [], np.zeros((bands, 64, height, width), np.float32)
+    for half, places in ((False, np.setdiff1d(np.arange(bands), coarse)), (True, coarse)):
+        if len(places):
+            size = 4 if half else 8
+            shape = len(places), (height + 1) * size, width * size + size // 2
+            pixels = random.integers(0, 9000, shape).astype(np.uint16)
+            parts.append(accelerator.Part(pixels, half, (True, True, False, True), places))
+            assert accelerator.forward(parts[-1], coefficients)
+    mixings, wanted = [], np.zeros((planes, 64, height, width), np.float32)
+    for number, end in enumerate(SUBBANDS):
+        rows, columns = planes - number, np.arange(bands) if number < 3 else np.setdiff1d(np.arange(bands), coarse)
+        matrix = random.normal(size=(rows, len(columns))).astype(np.float32)
+        mixings.append(accelerator.Mixing(matrix, random.normal(size=rows).astype(np.float32), columns))
+        at = slice(SUBBANDS[number - 1] if number else 0, end)
+        assert accelerator.mix(*mixings[-1][:2], coefficients, columns, wanted, np.arange(rows), at)
+    found = np.full_like(wanted, np.nan)
+    assert accelerator.front(parts, bands, mixings, 900.0, found)
+    np.testing.assert_allclose(found, wanted.clip(-900, 900), rtol=1e-5, atol=1e-2)
+    assert np.abs(found).max() == 900
+
+
+@needs_loops
+@pytest.mark.parametrize("case", range(6))
+def test_hyper_latents_are_those_of_onnxruntime(encoder: PlaneEncoder, loops: Accelerator, case: int) -> None:
+    code, (_, latent), _ = made(encoder, case)
+    planes = latent[0].clip(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+    planes[0, :, :2, :2] = 0
+    planes[-1, 5] = [[-SYMBOL_LIMIT]]
+    heard = accelerator.ear_of(encoder.bundle.file(HYPER), encoder.spec.hyper_limit)
+    assert heard is not None
+    wanted = encoder._run(HYPER, {"loudness": loudness(planes[None], code.levels)})[0]
+    assert np.ptp(wanted) > 0
+    np.testing.assert_array_equal(heard.hear(planes, code.levels), wanted)
+
+
+@needs_loops
+def test_hyper_latents_of_networks_of_another_form_are_left_to_onnxruntime(encoder: PlaneEncoder) -> None:
+    graph, limit = encoder.bundle.file(HYPER), encoder.spec.hyper_limit
+    assert network.hyper_weights(graph, limit) is not None
+    assert network.hyper_weights(graph, limit + 1) is None
+    assert network.hyper_weights(graph.replace(b"\x05Floor", b"\x05Round", 1), limit) is None
+    assert (
+        network.hyper_weights(graph.replace(np.float32(1 / 128).tobytes(), np.float32(0.01).tobytes()), limit) is None
+    )
 
 
 @needs_loops

@@ -30,8 +30,9 @@ from training.card import card
 from training.check import check_exact, check_scene, compare, session_prior
 from training.config import ConfigError, Run
 from training.corpus import Batch, Picture
+from training.hyper import IntegerHyper, loudnesses
 from training.integer import freeze
-from training.model import HYPER, HYPER_LIMIT, Expect, HyperLayers, PlaneCodec, Prior
+from training.model import HYPER, HYPER_LIMIT, Expect, PlaneCodec, Prior
 from training.objective import measure
 from training.rate import SCALE_UNIT
 from training.train import validation_batches
@@ -89,7 +90,7 @@ def _bare(model: onnx.ModelProto) -> bytes:
     return model.SerializeToString()
 
 
-def graphs(codec: PlaneCodec) -> dict[str, bytes]:
+def graphs(codec: PlaneCodec, hyper_analysis: IntegerHyper) -> dict[str, bytes]:
     """encoder.onnx, decoder.onnx, prior_features.onnx and the subbands' prior_0.onnx to prior_3.onnx."""
     free = torch.export.Dim.DYNAMIC
     config = codec.config
@@ -102,10 +103,10 @@ def graphs(codec: PlaneCodec) -> dict[str, bytes]:
     planes = {"level": {0: free}}
     files = {
         "encoder.onnx": _onnx(
-            HyperLayers(codec.hyper),
-            {"known": torch.randn(2, config.latents + 8, 16, 16)},
+            hyper_analysis,
+            {"loudness": blank(config.latents + 8)},
             ["hyper"],
-            {"known": image},
+            {"loudness": image},
         ),
         "decoder.onnx": _onnx(
             codec.synthesis,
@@ -172,10 +173,11 @@ def export(
     codec, run = load_run(best)
     batches = [batch for _, _, batch in validation_batches(held, run)]
     checks: Checks = {"largest_partial_sum_share": check_exact(codec)}
-    files = graphs(codec)
+    hyper_analysis = IntegerHyper(codec.hyper, [loud for loud, _ in loudnesses(codec, batches)])
+    files = graphs(codec, hyper_analysis)
     spec = spec_of(codec, run.trade, distortion_table(codec, batches, run.trade))
     files["tables.bin"] = tables_of().pack()
-    checks |= compare(codec, files, spec, batches)
+    checks |= compare(codec, hyper_analysis, files, spec, batches)
     prior = session_prior(files)
     seed, planes, size = SELF_TEST
     hashed = answer(spec, Tables.unpack(files["tables.bin"]), prior, seed, planes, size)

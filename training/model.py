@@ -78,29 +78,15 @@ class HyperAnalysis(nn.Module):
 
     @staticmethod
     def known(latents: Tensor, level: Tensor) -> Tensor:
-        """What it sees (n, latents + 8, h, w); on board, encoder_node.encoder.loudness makes it."""
+        """What it sees (n, latents + 8, h, w); on board it is `training.hyper.IntegerHyper`, which sees
+        encoder_node.encoder.loudness."""
         signed = log_magnitude(latents)
         expected = ((level - LEVEL_ZERO) * (0.25 / LEVELS_PER_OCTAVE)) + torch.zeros_like(signed[:, :4])
         return torch.cat([signed.abs(), signed[:, :4], expected], dim=1)
 
-    def analyse(self, known: Tensor) -> Tensor:
-        """The layers alone: what encoder.onnx holds."""
-        x = F.relu(self.second(F.relu(self.first(known))))
-        return self.last(x).float().clamp(-HYPER_LIMIT, HYPER_LIMIT)
-
     def forward(self, latents: Tensor, level: Tensor) -> Tensor:
-        return self.analyse(self.known(latents, level))
-
-
-class HyperLayers(nn.Module):
-    """HyperAnalysis as it is exported: from `known`."""
-
-    def __init__(self, whole: HyperAnalysis) -> None:
-        super().__init__()
-        self.whole = whole
-
-    def forward(self, known: Tensor) -> Tensor:
-        return self.whole.analyse(known)
+        x = F.relu(self.second(F.relu(self.first(self.known(latents, level)))))
+        return self.last(x).float().clamp(-HYPER_LIMIT, HYPER_LIMIT)
 
 
 class Features(nn.Module):

@@ -112,6 +112,7 @@ typedef struct {
 
 void writer_start(Writer *w, const Model *model);
 void writer_free(Writer *w);
+int writer_room(Writer *w, int count); /* for so many entries, and a few beyond */
 /* Symbols of a segment come in runs: values (NULL: zeros) with scale indices, and means in eighths or NULL. */
 int writer_put(Writer *w, const int32_t *values, const uint8_t *index, const int32_t *mean, int count);
 int writer_end_segment(Writer *w);
@@ -191,6 +192,7 @@ int net_inputs(int group, int features);
 int net_seen(int group, int features);
 int net_make(Net *net, int group, int features, const Weights *w);
 int dense_make(Dense *d, int groups, int outputs, const int8_t *packed, const int32_t *bias);
+void dense_free(Dense *d);
 int coder_make(Model *m, const uint16_t *frequencies);
 void model_free(Model *m);
 

@@ -123,11 +123,15 @@ static int rare(Writer *w, int32_t value, int index, int32_t mean, uint16_t *cod
     return FINE;
 }
 
+int writer_room(Writer *w, int count) {
+    return grow((void **)&w->entries, &w->space, w->count + (size_t)count + 16, sizeof *w->entries);
+}
+
 static int column(int64_t v) { return v > -128 && v < 128 ? (int)(v & 255) : 128; }
 
 int writer_put(Writer *w, const int32_t *values, const uint8_t *index, const int32_t *mean, int count) {
     const Model *m = w->model;
-    if (grow((void **)&w->entries, &w->space, w->count + (size_t)count + 1, sizeof *w->entries)) return NO_MEMORY;
+    if (writer_room(w, count)) return NO_MEMORY;
     uint16_t *out = w->entries + w->count;
     if (mean) {
         for (int i = 0; i < count; i++) {

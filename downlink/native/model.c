@@ -104,7 +104,7 @@ int coder_make(Model *m, const uint16_t *frequencies) {
     return FINE;
 }
 
-static void dense_free(Dense *d) {
+void dense_free(Dense *d) {
     free(d->quads);
     free(d->pairs);
     free(d->bias);

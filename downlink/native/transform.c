@@ -21,23 +21,37 @@ static int line_stride(int wide, int size) { return ((wide + 2) * size + LANES -
 #define BODY "transform_body.h"
 #include "levels.h"
 
+/* Room for a row of blocks on its way. */
+typedef struct {
+    float *lines, *mid, *apart;
+} Row;
+
+static int row_make(Row *r, int width, int size) {
+    const size_t stride = (size_t)line_stride(width, size), most = (size_t)size;
+    r->lines = calloc(2 * most * stride + 2 * LANES, sizeof *r->lines);
+    r->mid = calloc(most * (stride + LANES) + 9 * LANES, sizeof *r->mid);
+    r->apart = calloc(most * (size_t)(width + 2 + LANES) + 2 * LANES, sizeof *r->apart);
+    return !r->lines || !r->mid || !r->apart;
+}
+
+static void row_free(Row *r) {
+    free(r->lines);
+    free(r->mid);
+    free(r->apart);
+}
+
 int forward(const Forward *f) {
-    const size_t stride = (size_t)line_stride(f->width, f->size), size = (size_t)f->size;
-    float *lines = calloc(2 * size * stride + 2 * LANES, sizeof *lines);
-    float *mid = calloc(size * stride + 2 * LANES, sizeof *mid);
-    float *apart = calloc(size * (size_t)(f->width + 2 + LANES) + 2 * LANES, sizeof *apart);
-    int failed = !lines || !mid || !apart;
+    Row row;
+    int failed = row_make(&row, f->width, f->size);
     if (!failed) {
 #ifdef DOWNLINK_X86
         int found = processor();
-        (found == LEVEL_AVX512 ? forward_avx512 : found == LEVEL_AVX2 ? forward_avx2 : forward_plain)(f, lines, mid, apart);
+        (found == LEVEL_AVX512 ? forward_avx512 : found == LEVEL_AVX2 ? forward_avx2 : forward_plain)(f, row.lines, row.mid, row.apart);
 #else
-        forward_plain(f, lines, mid, apart);
+        forward_plain(f, row.lines, row.mid, row.apart);
 #endif
     }
-    free(lines);
-    free(mid);
-    free(apart);
+    row_free(&row);
     return failed ? -1 : 0;
 }
 
@@ -48,4 +62,25 @@ void mix(const Mix *m) {
 #else
     mix_plain(m);
 #endif
+}
+
+int front(const Front *r) {
+    Row row;
+    const size_t wide = (size_t)r->parts[0].width;
+    int failed = row_make(&row, r->parts[0].width, 8); /* lines of the larger blocks have room for the smaller */
+    float *bands = calloc((size_t)r->bands * 64 * wide + 2 * LANES, sizeof *bands);
+    float *mixed = calloc((size_t)(r->planes + 1) * 64 * wide + 2 * LANES, sizeof *mixed);
+    failed = failed || !bands || !mixed;
+    if (!failed) {
+#ifdef DOWNLINK_X86
+        int found = processor();
+        (found == LEVEL_AVX512 ? front_avx512 : found == LEVEL_AVX2 ? front_avx2 : front_plain)(r, bands, mixed, row.lines, row.mid, row.apart);
+#else
+        front_plain(r, bands, mixed, row.lines, row.mid, row.apart);
+#endif
+    }
+    free(bands);
+    free(mixed);
+    row_free(&row);
+    return failed ? -1 : 0;
 }

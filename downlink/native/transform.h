@@ -41,4 +41,19 @@ typedef struct {
 
 void mix(const Mix *m);
 
+/* Pixels -> coefficients of planes, clipped to +-limit: what `forward` and four times `mix` do, without going through
+ * memory between them. */
+typedef struct {
+    Forward parts[2]; /* bands of the lattice's resolution, and of half of it; their `out` is not looked at */
+    int part_count, bands;
+    Mix mixes[4]; /* one for each subband; `from`, `out`, strides and count are not looked at */
+    int mix_count;
+    int channels[5]; /* where each subband begins */
+    int planes;
+    float limit;
+    float *out; /* [planes][64][height][width] */
+} Front;
+
+int front(const Front *r);
+
 #endif

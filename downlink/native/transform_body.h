@@ -11,81 +11,118 @@ INLINE void NAME(row)(const uint8_t *from, Kind kind, int count, float *restrict
         memcpy(to, from, (size_t)count * sizeof *to);
 }
 
-/* One band: rows of blocks, first down, then across. */
-INLINE void NAME(band)(const Forward *f, const int size, const uint8_t *pixels, float *out, float *restrict lines,
-                       float *restrict mid, float *restrict apart) {
+/* Values of `across` blocks of `size`, side by side -> [size][across + LANES]: the same place of all blocks together. */
+INLINE void NAME(part)(const float *from, const int size, int across, float *restrict apart) {
+    const int stride = across + LANES;
+#if LEVEL == LEVEL_AVX512
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    for (int b = 0; b < across; b += LANES) { /* there is room beyond the last */
+        __m512 now[8], next[8];
+        for (int i = 0; i < size; i++) now[i] = _mm512_loadu_ps(from + b * size + i * LANES);
+        for (int width = size; width > 1; width /= 2) { /* halves by their last bit, then by the one before … */
+            for (int i = 0; i < size / 2; i++) {
+                next[i] = _mm512_permutex2var_ps(now[2 * i], even, now[2 * i + 1]);
+                next[i + size / 2] = _mm512_permutex2var_ps(now[2 * i], odd, now[2 * i + 1]);
+            }
+            memcpy(now, next, sizeof now);
+        }
+        for (int i = 0; i < size; i++) _mm512_storeu_ps(apart + i * stride + b, now[i]);
+    }
+#else
+    for (int b = 0; b < across; b++)
+        for (int p = 0; p < size; p++) apart[p * stride + b] = from[b * size + p];
+#endif
+}
+
+/* One row of blocks of one band: first down, then across. Channel c of it goes to out + c * channel. */
+INLINE void NAME(blocks)(const Forward *f, const int size, int by, const uint8_t *pixels, float *out, size_t channel,
+                         float *restrict lines, float *restrict mid, float *restrict apart) {
     const int half = size / 2, wide = f->width, inner = wide * size;
     const int before = f->left ? half : 0, whole = before + inner + (f->right ? half : 0);
     const int across = wide + 2, stride = line_stride(wide, size); /* lines begin with the block before the tile */
-    const size_t plane = (size_t)f->height * (size_t)wide;
     const uint8_t *first = pixels + (f->above ? half : 0) * f->row;
-    for (int by = 0; by < f->height; by++) {
-        const int up = by > 0 || f->above, down = by < f->height - 1 || f->below;
-        const float *basis = f->bases + (up + 2 * down) * size * 2 * size;
+    const int up = by > 0 || f->above, down = by < f->height - 1 || f->below;
+    const float *basis = f->bases + (up + 2 * down) * size * 2 * size;
+    for (int k = 0; k < 2 * size; k++) {
+        float *line = lines + k * stride + size - before;
+        if ((k < half && !up) || (k >= size + half && !down))
+            memset(line, 0, (size_t)whole * sizeof *line);
+        else
+            NAME(row)(first + (by * size - half + k) * f->row, f->kind, whole, line);
+    }
+    for (int x = 0; x < stride; x += LANES) {
+        Lanes sum[8];
+        for (int u = 0; u < size; u++) sum[u] = (Lanes){0};
         for (int k = 0; k < 2 * size; k++) {
-            float *line = lines + k * stride + size - before;
-            if ((k < half && !up) || (k >= size + half && !down))
-                memset(line, 0, (size_t)whole * sizeof *line);
-            else
-                NAME(row)(first + (by * size - half + k) * f->row, f->kind, whole, line);
+            Lanes line;
+            memcpy(&line, lines + k * stride + x, sizeof line);
+            for (int u = 0; u < size; u++) sum[u] += basis[u * 2 * size + k] * line;
         }
-        for (int x = 0; x < stride; x += LANES) {
+        for (int u = 0; u < size; u++) memcpy(mid + u * stride + x, &sum[u], sizeof sum[u]);
+    }
+    for (int u = 0; u < size; u++) {
+        const float *from = mid + u * stride;
+        NAME(part)(from, size, across, apart);
+        const float *inside = f->bases + 3 * size * 2 * size;
+        for (int x = 0; x < wide; x += LANES) {
             Lanes sum[8];
-            for (int u = 0; u < size; u++) sum[u] = (Lanes){0};
+            for (int v = 0; v < size; v++) sum[v] = (Lanes){0};
             for (int k = 0; k < 2 * size; k++) {
+                const int p = (k + half) % size, shift = (k + half) / size;
                 Lanes line;
-                memcpy(&line, lines + k * stride + x, sizeof line);
-                for (int u = 0; u < size; u++) sum[u] += basis[u * 2 * size + k] * line;
+                memcpy(&line, apart + p * (across + LANES) + x + shift, sizeof line);
+                for (int v = 0; v < size; v++) sum[v] += inside[v * 2 * size + k] * line;
             }
-            for (int u = 0; u < size; u++) memcpy(mid + u * stride + x, &sum[u], sizeof sum[u]);
+            const int count = wide - x < LANES ? wide - x : LANES;
+            for (int v = 0; v < size; v++) {
+                float *to = out + f->order[u * size + v] * channel + x;
+                if (count == LANES)
+                    memcpy(to, &sum[v], sizeof sum[v]);
+                else
+                    memcpy(to, &sum[v], (size_t)count * sizeof *to);
+            }
         }
-        for (int u = 0; u < size; u++) {
-            const float *from = mid + u * stride;
-            for (int b = 0; b < across; b++)
-                for (int p = 0; p < size; p++) apart[p * (across + LANES) + b] = from[b * size + p];
-            const float *inside = f->bases + 3 * size * 2 * size;
-            for (int x = 0; x < wide; x += LANES) {
-                Lanes sum[8];
-                for (int v = 0; v < size; v++) sum[v] = (Lanes){0};
-                for (int k = 0; k < 2 * size; k++) {
-                    const int p = (k + half) % size, shift = (k + half) / size;
-                    Lanes line;
-                    memcpy(&line, apart + p * (across + LANES) + x + shift, sizeof line);
-                    for (int v = 0; v < size; v++) sum[v] += inside[v * 2 * size + k] * line;
-                }
-                const int count = wide - x < LANES ? wide - x : LANES;
-                for (int v = 0; v < size; v++) {
-                    float *to = out + f->order[u * size + v] * plane + (size_t)by * (size_t)wide + x;
-                    if (count == LANES)
-                        memcpy(to, &sum[v], sizeof sum[v]);
-                    else
-                        memcpy(to, &sum[v], (size_t)count * sizeof *to);
-                }
-            }
-            for (int at = 0; at < wide; at = at < wide - 1 ? wide - 1 : wide) { /* blocks without a neighbour */
-                const int variant = (at > 0 || f->left) + 2 * (at < wide - 1 || f->right);
-                for (int v = 0; v < size && variant < 3; v++) {
-                    const float *other = f->bases + (variant * size + v) * 2 * size;
-                    float sum = 0;
-                    for (int k = 0; k < 2 * size; k++)
-                        sum += other[k] * apart[(k + half) % size * (across + LANES) + at + (k + half) / size];
-                    out[f->order[u * size + v] * plane + (size_t)by * (size_t)wide + at] = sum;
-                }
+        for (int at = 0; at < wide; at = at < wide - 1 ? wide - 1 : wide) { /* blocks without a neighbour */
+            const int variant = (at > 0 || f->left) + 2 * (at < wide - 1 || f->right);
+            for (int v = 0; v < size && variant < 3; v++) {
+                const float *other = f->bases + (variant * size + v) * 2 * size;
+                float sum = 0;
+                for (int k = 0; k < 2 * size; k++)
+                    sum += other[k] * apart[(k + half) % size * (across + LANES) + at + (k + half) / size];
+                out[f->order[u * size + v] * channel + (size_t)at] = sum;
             }
         }
     }
 }
 
+/* Asks for the pixels that a row of blocks sees first: bands lie far apart in memory. */
+INLINE void NAME(fetch)(const Forward *f, int by, const uint8_t *pixels) {
+    static const int widths[] = {1, 2, 2, 4};
+    const int half = f->size / 2, from = by || f->above ? by * f->size + (f->above ? half : 0) + (by ? half : 0) : 0;
+    const ptrdiff_t bytes = (ptrdiff_t)f->width * f->size * widths[f->kind];
+    for (int k = 0; k < f->size; k++)
+        for (ptrdiff_t at = 0; at < bytes; at += 64) __builtin_prefetch(pixels + (from + k) * f->row + at);
+}
+
+/* One row of blocks of all bands: band i's channels to out + places[i] * band. */
+INLINE void NAME(bands)(const Forward *f, int by, float *out, size_t band, size_t channel, float *lines, float *mid,
+                        float *apart) {
+    for (int i = 0; i < f->bands; i++) {
+        const uint8_t *pixels = f->pixels + i * f->band;
+        if (i + 1 < f->bands) NAME(fetch)(f, by, pixels + f->band);
+        float *to = out + (size_t)f->places[i] * band;
+        if (f->size == 8)
+            NAME(blocks)(f, 8, by, pixels, to, channel, lines, mid, apart);
+        else
+            NAME(blocks)(f, 4, by, pixels, to, channel, lines, mid, apart);
+    }
+}
+
 static void NAME(forward)(const Forward *f, float *lines, float *mid, float *apart) {
     const size_t plane = (size_t)f->height * (size_t)f->width;
-    for (int band = 0; band < f->bands; band++) {
-        const uint8_t *pixels = f->pixels + band * f->band;
-        float *out = f->out + (size_t)f->places[band] * 64 * plane;
-        if (f->size == 8)
-            NAME(band)(f, 8, pixels, out, lines, mid, apart);
-        else
-            NAME(band)(f, 4, pixels, out, lines, mid, apart);
-    }
+    for (int by = 0; by < f->height; by++)
+        NAME(bands)(f, by, f->out + (size_t)by * (size_t)f->width, 64 * plane, plane, lines, mid, apart);
 }
 
 /* `rows` rows of a mix at 2 * LANES values. */
@@ -121,4 +158,34 @@ static void NAME(mix)(const Mix *m) {
                 sum += m->matrix[row * m->columns + k] * m->from[m->from_places[k] * m->from_stride + (ptrdiff_t)at];
             m->out[m->out_places[row] * m->out_stride + (ptrdiff_t)at] = sum;
         }
+}
+
+/* Pixels -> planes, one row of blocks after the other while it is in the cache. */
+static void NAME(front)(const Front *r, float *row, float *mixed, float *lines, float *mid, float *apart) {
+    const int height = r->parts[0].height, wide = r->parts[0].width;
+    const size_t whole = (size_t)height * (size_t)wide, band = 64 * (size_t)wide;
+    for (int by = 0; by < height; by++) {
+        for (int i = 0; i < r->part_count; i++) NAME(bands)(&r->parts[i], by, row, band, (size_t)wide, lines, mid, apart);
+        for (int s = 0; s < r->mix_count; s++) {
+            Mix m = r->mixes[s];
+            const int first = r->channels[s], last = r->channels[s + 1];
+            m.from = row + (size_t)first * (size_t)wide;
+            m.out = mixed + (size_t)first * (size_t)wide;
+            m.from_stride = m.out_stride = (ptrdiff_t)band;
+            m.count = (size_t)(last - first) * (size_t)wide;
+            NAME(mix)(&m);
+            for (int plane = 0; plane < r->planes; plane++)
+                for (int c = first; c < last; c++) {
+                    float *to = r->out + ((size_t)plane * 64 + (size_t)c) * whole + (size_t)by * (size_t)wide;
+                    const float *from = mixed + (size_t)plane * band + (size_t)c * (size_t)wide;
+                    if (plane < m.rows)
+                        for (int x = 0; x < wide; x++) {
+                            float value = from[x] > -r->limit ? from[x] : -r->limit;
+                            to[x] = value < r->limit ? value : r->limit;
+                        }
+                    else
+                        memset(to, 0, (size_t)wide * sizeof *to);
+                }
+        }
+    }
 }

@@ -25,6 +25,7 @@ typedef struct {
 
 typedef struct {
     int runs, fields, padded;
+    int even; /* whether all runs are of sixteen fields */
     Run run[RUNS_MOST];
     uint16_t *quarters, *natural; /* of each field: its place in the quarters, and in the grid */
 } Phase;
@@ -53,6 +54,8 @@ static void phases_of(const Shape *s, Phase *phase, uint16_t *places) {
                 p->natural[p->fields] = (uint16_t)(row * s->width + column + 2 * i);
             }
         }
+        p->even = p->runs > 0;
+        for (int r = 0; r < p->runs; r++) p->even &= p->run[r].length == 16;
         p->padded = (p->fields + FIELDS - 1) / FIELDS * FIELDS;
     }
 }

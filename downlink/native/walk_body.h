@@ -1,79 +1,8 @@
 /* The walk through a tile: downlink/walk.py for one tile, its guides inside. Included once for each LEVEL. */
 
-/* ---- dense layers of 8-bit integers */
+#include "dense_body.h"
 
-#if LEVEL == LEVEL_AVX512
-
-INLINE void NAME(sums)(const Dense *d, int block, const uint32_t *x, size_t stride, const uint16_t *list, int count,
-                       const int32_t *bias, int32_t out[BLOCK_OUTPUTS][FIELDS]) {
-    __m512i sum[BLOCK_OUTPUTS][2];
-    const uint32_t *weights = d->quads + (size_t)block * (size_t)d->groups * BLOCK_OUTPUTS;
-    for (int o = 0; o < BLOCK_OUTPUTS; o++) sum[o][0] = sum[o][1] = _mm512_set1_epi32(bias[o]);
-    for (int i = 0; i < count; i++) {
-        const uint32_t *fields = x + list[i] * stride, *w = weights + list[i] * BLOCK_OUTPUTS;
-        __m512i one = _mm512_loadu_si512(fields), two = _mm512_loadu_si512(fields + 16);
-        for (int o = 0; o < BLOCK_OUTPUTS; o++) {
-            __m512i each = _mm512_set1_epi32((int)w[o]);
-            sum[o][0] = _mm512_dpbusd_epi32(sum[o][0], one, each);
-            sum[o][1] = _mm512_dpbusd_epi32(sum[o][1], two, each);
-        }
-    }
-    for (int o = 0; o < BLOCK_OUTPUTS; o++) {
-        _mm512_storeu_si512(out[o], sum[o][0]);
-        _mm512_storeu_si512(out[o] + 16, sum[o][1]);
-    }
-}
-
-#elif LEVEL == LEVEL_AVX2
-
-INLINE void NAME(sums)(const Dense *d, int block, const uint32_t *x, size_t stride, const uint16_t *list, int count,
-                       const int32_t *bias, int32_t out[BLOCK_OUTPUTS][FIELDS]) {
-    const uint32_t *weights = d->pairs + (size_t)block * (size_t)d->groups * BLOCK_OUTPUTS * 2;
-    const __m256i low = _mm256_set1_epi32(0x00FF00FF);
-    for (int part = 0; part < FIELDS; part += 16)
-        for (int half = 0; half < BLOCK_OUTPUTS; half += 4) {
-            __m256i sum[4][2];
-            for (int o = 0; o < 4; o++) sum[o][0] = sum[o][1] = _mm256_set1_epi32(bias[half + o]);
-            for (int i = 0; i < count; i++) {
-                const uint32_t *fields = x + list[i] * stride + part;
-                const uint32_t *w = weights + (list[i] * BLOCK_OUTPUTS + (size_t)half) * 2;
-                __m256i one = _mm256_loadu_si256((const __m256i *)fields);
-                __m256i two = _mm256_loadu_si256((const __m256i *)(fields + 8));
-                __m256i even[2] = {_mm256_and_si256(one, low), _mm256_and_si256(two, low)};
-                __m256i odd[2] = {_mm256_srli_epi16(one, 8), _mm256_srli_epi16(two, 8)};
-                for (int o = 0; o < 4; o++) {
-                    __m256i first = _mm256_set1_epi32((int)w[2 * o]), second = _mm256_set1_epi32((int)w[2 * o + 1]);
-                    for (int k = 0; k < 2; k++)
-                        sum[o][k] = _mm256_add_epi32(sum[o][k], _mm256_add_epi32(_mm256_madd_epi16(even[k], first),
-                                                                                 _mm256_madd_epi16(odd[k], second)));
-                }
-            }
-            for (int o = 0; o < 4; o++)
-                for (int k = 0; k < 2; k++)
-                    _mm256_storeu_si256((__m256i *)(out[half + o] + part + 8 * k), sum[o][k]);
-        }
-}
-
-#else
-
-INLINE void NAME(sums)(const Dense *d, int block, const uint32_t *x, size_t stride, const uint16_t *list, int count,
-                       const int32_t *bias, int32_t out[BLOCK_OUTPUTS][FIELDS]) {
-    const uint32_t *weights = d->quads + (size_t)block * (size_t)d->groups * BLOCK_OUTPUTS;
-    for (int o = 0; o < BLOCK_OUTPUTS; o++)
-        for (int f = 0; f < FIELDS; f++) out[o][f] = bias[o];
-    for (int i = 0; i < count; i++) {
-        const uint32_t *fields = x + list[i] * stride, *w = weights + list[i] * BLOCK_OUTPUTS;
-        for (int o = 0; o < BLOCK_OUTPUTS; o++) {
-            int32_t one = (int8_t)w[o], two = (int8_t)(w[o] >> 8), three = (int8_t)(w[o] >> 16),
-                    four = (int8_t)(w[o] >> 24);
-            for (int f = 0; f < FIELDS; f++)
-                out[o][f] += (int32_t)(fields[f] & 255) * one + (int32_t)(fields[f] >> 8 & 255) * two +
-                             (int32_t)(fields[f] >> 16 & 255) * three + (int32_t)(fields[f] >> 24) * four;
-        }
-    }
-}
-
-#endif
+/* ---- layers */
 
 /* Groups of inputs, of `groups`, that are not zero in all of FIELDS fields. */
 INLINE int NAME(active)(const uint32_t *x, int groups, size_t stride, uint16_t *list) {
@@ -94,10 +23,8 @@ INLINE int NAME(active)(const uint32_t *x, int groups, size_t stride, uint16_t *
     return count;
 }
 
-INLINE int32_t NAME(bounded)(int32_t x, int32_t low, int32_t high) { return x < low ? low : x > high ? high : x; }
-
 /* A layer whose outputs, clipped to 0 … 255, are inputs again. */
-INLINE void NAME(layer)(const Dense *d, const int32_t *bias, const uint32_t *x, size_t stride, const uint16_t *list,
+static void NAME(layer)(const Dense *d, const int32_t *bias, const uint32_t *x, size_t stride, const uint16_t *list,
                         int count, uint32_t *to) {
     int32_t out[BLOCK_OUTPUTS][FIELDS];
     for (int block = 0; block < d->blocks; block++) {
@@ -113,7 +40,7 @@ INLINE void NAME(layer)(const Dense *d, const int32_t *bias, const uint32_t *x, 
 }
 
 /* A layer whose first `bytes` outputs are clipped to 0 … `most`, the others to ± MEAN_MOST. */
-INLINE void NAME(outputs)(const Dense *d, const int32_t *bias, const uint32_t *x, size_t stride, const uint16_t *list,
+static void NAME(outputs)(const Dense *d, const int32_t *bias, const uint32_t *x, size_t stride, const uint16_t *list,
                           int count, int bytes, int32_t most, uint8_t *to, size_t to_stride, int32_t *rest) {
     int32_t out[BLOCK_OUTPUTS][FIELDS];
     for (int block = 0; block < d->blocks; block++) {
@@ -194,7 +121,7 @@ static void NAME(decay)(uint8_t *restrict energy, const uint8_t *restrict own, s
 }
 
 /* Four rows of a phase's fields, in words. Rows are quarters, or straight in the order of the fields. */
-INLINE void NAME(pack)(const Phase *p, const uint8_t *const *rows, const int *straight, size_t size,
+static void NAME(pack)(const Phase *p, const uint8_t *const *rows, const int *straight, size_t size,
                        uint32_t *restrict to) {
     for (int r = 0; r < p->runs; r++) {
         const Run *run = p->run + r;
@@ -416,7 +343,7 @@ INLINE void NAME(keep)(const Walk *w, uint8_t *own, const Phase *p, int f, int32
     if (value) value[p->natural[f]] = (float)q;
 }
 
-INLINE void NAME(gather)(const Phase *p, const float *from, float *restrict to) {
+static void NAME(gather)(const Phase *p, const float *from, float *restrict to) {
     for (int r = 0; r < p->runs; r++) {
         const float *row = from + p->run[r].natural;
         float *out = to + p->run[r].at;
@@ -444,6 +371,88 @@ INLINE int32_t NAME(lowered)(const Walk *w, int32_t q, float exact, int index, c
     return there < bound ? q - toward : q;
 }
 
+#if LEVEL == LEVEL_AVX512
+
+/* Decides on and writes the symbols of a channel whose means are zero, sixteen at a time: `decide`, then `writer_put`. */
+static int NAME(swift)(Walk *w, const Phase *p, const float *exact, const uint8_t *index, uint8_t *own, int32_t *whole,
+                       double *error) {
+    const Tile *t = w->t;
+    const Model *m = w->m;
+    Writer *writer = &w->writer;
+    const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31);
+    const __m512i one = _mm512_set1_epi32(1), all = _mm512_set1_epi32(255), far = _mm512_set1_epi32(128);
+    const __m512 limit = _mm512_set1_ps((float)(1 << 20)), magic = _mm512_set1_ps(12582912.0f), zone = _mm512_set1_ps(t->dead_zone);
+    __m512 squares = _mm512_setzero_ps();
+    __m512i bits = _mm512_setzero_si512();
+    if (writer_room(writer, p->fields)) return NO_MEMORY;
+    uint16_t *out = writer->entries + writer->count;
+    for (int r = 0; r < p->runs; r++) {
+        const int at = p->run[r].at;
+        const float *row = exact + p->run[r].natural;
+        const __m512 x = _mm512_permutex2var_ps(_mm512_loadu_ps(row), evens, _mm512_loadu_ps(row + 15));
+        const __m512i scale = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(index + at)));
+        const __m512i base = _mm512_slli_epi32(scale, 8);
+        /* what is no number counts as the bound; ties to even */
+        __m512 value = _mm512_min_ps(_mm512_max_ps(x, _mm512_sub_ps(_mm512_setzero_ps(), limit)), limit);
+        __m512i q = _mm512_cvttps_epi32(_mm512_sub_ps(_mm512_add_ps(value, magic), magic));
+        q = _mm512_maskz_mov_epi32(_mm512_cmp_ps_mask(_mm512_abs_ps(value), zone, _CMP_GE_OQ), q);
+        __mmask16 some = _mm512_test_epi32_mask(q, q);
+        __m512i column = _mm512_setzero_si512();
+        if (some) {
+            if (t->price > 0) {
+                __mmask16 near = _mm512_cmplt_epi32_mask(_mm512_abs_epi32(q), far);
+                column = _mm512_mask_and_epi32(far, near, q, all);
+                __m512 bound = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), some, _mm512_or_si512(base, column), t->bounds, 4);
+                __mmask16 lower = _mm512_mask_cmp_ps_mask(some, _mm512_abs_ps(x), bound, _CMP_LT_OQ);
+                __mmask16 minus = _mm512_movepi32_mask(q);
+                q = _mm512_mask_sub_epi32(q, (__mmask16)(lower & ~minus), q, one);
+                q = _mm512_mask_add_epi32(q, lower & minus, q, one);
+                some = _mm512_test_epi32_mask(q, q);
+            }
+            __mmask16 near = _mm512_cmplt_epi32_mask(_mm512_abs_epi32(q), far);
+            column = _mm512_mask_and_epi32(far, near, q, all);
+            int32_t found[16];
+            _mm512_storeu_si512(found, q);
+            for (unsigned left = some; left; left &= left - 1) {
+                const int i = __builtin_ctz(left);
+                NAME(keep)(w, own, p, at + i, found[i], whole, NULL);
+            }
+        }
+        if (t->measures) {
+            const __m512 off = _mm512_sub_ps(x, _mm512_cvtepi32_ps(q));
+            squares = _mm512_add_ps(squares, _mm512_mul_ps(off, off));
+        }
+        const __mmask16 certain = _mm512_testn_epi32_mask(scale, scale);
+        if (certain == 0xFFFF && !some) {
+            writer->certain += 16;
+            continue;
+        }
+        const __m512i code = _mm512_and_si512(_mm512_i32gather_epi32(_mm512_or_si512(base, column), m->plain, 2), _mm512_set1_epi32(0xFFFF));
+        if (_mm512_cmpeq_epi32_mask(code, _mm512_set1_epi32(RARE))) {
+            int32_t found[16];
+            _mm512_storeu_si512(found, q);
+            writer->count = (size_t)(out - writer->entries);
+            if (writer_put(writer, found, index + at, NULL, 16) || writer_room(writer, p->fields)) return NO_MEMORY;
+            out = writer->entries + writer->count;
+            continue;
+        }
+        const __mmask16 sent = _mm512_cmpneq_epi32_mask(code, _mm512_set1_epi32(CERTAIN));
+        _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(sent, code)));
+        out += __builtin_popcount(sent);
+        writer->certain += (uint32_t)__builtin_popcount(certain);
+        const __m512i each = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), sent, code, m->entry_bits, 4);
+        bits = _mm512_add_epi64(bits, _mm512_add_epi64(_mm512_and_si512(each, _mm512_set1_epi64(0xFFFFFFFF)), _mm512_srli_epi64(each, 32)));
+    }
+    writer->count = (size_t)(out - writer->entries);
+    writer->bits += (uint64_t)_mm512_reduce_add_epi64(bits);
+    float lanes[16];
+    _mm512_storeu_ps(lanes, squares);
+    for (int k = 0; t->measures && k < 16; k++) *error += (double)lanes[k];
+    return FINE;
+}
+
+#endif
+
 static int NAME(decide)(Walk *w, int group, int plane, int phase) {
     Tile *t = w->t;
     const Shape *s = group ? &w->full : &w->small;
@@ -457,6 +466,15 @@ static int NAME(decide)(Walk *w, int group, int plane, int phase) {
     for (int c = 0; c < channels; c++, exact += fields) {
         const uint8_t *index = w->index + (size_t)c * padded;
         const int32_t *mean = c < MEANS_OF[group] ? w->mean + (size_t)c * padded : NULL;
+#if LEVEL == LEVEL_AVX512
+        if (!mean && p->even) {
+            uint8_t *own = w->own + (size_t)c * 4 * s->size;
+            int32_t *whole = group ? t->latent_out : w->root;
+            if (whole) whole += ((size_t)plane * (group ? CHANNELS : ROOT_CHANNELS) + (size_t)(group ? FIRST_OF[group] + c : c)) * fields;
+            if (NAME(swift)(w, p, exact, index, own, whole, &error)) return NO_MEMORY;
+            continue;
+        }
+#endif
         int32_t *restrict q = w->values;
         uint8_t *restrict some = w->some;
         float *x = w->exact;
