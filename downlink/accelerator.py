@@ -52,6 +52,11 @@ def native() -> str | None:
     return str(_native.level())
 
 
+def crc32c(data: memoryview, value: int) -> int | None:
+    """`downlink.checksum.crc32c` of contiguous bytes; None where numpy has to."""
+    return None if native() is None else int(_native.crc32c(data, value))
+
+
 class Part(NamedTuple):
     """Bands of one resolution: pixels (n, height, width), whether they have half the lattice's resolution, on which
     sides (above, below, left, right) half a block of neighbours belongs to the pixels, and which of the lattice's bands
@@ -143,7 +148,8 @@ def mix(
 
 
 class Sent(NamedTuple):
-    """A chunk as `Accelerator.encode` makes it: its payload, estimated bits and coded symbols."""
+    """A chunk as `Accelerator.encode` makes it: its payload, estimated bits (if they are measured) and coded
+    symbols."""
 
     payload: bytes
     bits: float

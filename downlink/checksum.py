@@ -1,4 +1,5 @@
-"""CRC-32C (Castagnoli) in numpy, so that the edge needs no further package; zlib has only the other polynomial.
+"""CRC-32C (Castagnoli), natively or in numpy, so that the edge needs no further package; zlib has only the other
+polynomial.
 
 A CRC is linear over GF(2), so the CRC of 64 bytes is the XOR of what each byte at its position contributes: one look-up
 per byte, all independent. A level turns each 64 bytes into the 4 bytes of their CRC; the next level does the same to
@@ -17,6 +18,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from downlink import accelerator
+
 POLYNOMIAL: Final = 0x82F63B78  # 0x1EDC6F41 with its bits reversed
 
 _GROUP: Final = 64  # bytes that one level turns into 4
@@ -28,6 +31,9 @@ _ROW_OFFSETS: Final = np.arange(0, _GROUP * 256, 256, dtype=np.uint16)[:, None]
 def crc32c(data: bytes | memoryview, value: int = 0) -> int:
     """The CRC-32C of `data`, continuing from `value` (the CRC of what came before), as zlib.crc32 does."""
     view = memoryview(data).cast("B")
+    found = accelerator.crc32c(view, value)
+    if found is not None:
+        return found
     state = value ^ 0xFFFFFFFF
     for start in range(0, len(view), _PIECE_BYTES):
         piece = view[start : start + _PIECE_BYTES]

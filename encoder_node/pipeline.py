@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downlink import limits
 from downlink.accelerator import Sent
@@ -57,6 +58,7 @@ SYMBOLS_AT_ONCE = 6 << 20
 """Symbols that wait for the entropy coder: chunks of many tiles are coded side by side."""
 
 Progress = Callable[[int, int], None]
+Floats = NDArray[np.float32]
 
 
 class _ChunkTooLarge(Exception):
@@ -70,6 +72,7 @@ class _LatticeEncoder:
         self, reader: LatticeReader, encoder: PlaneEncoder, weights: str, importance: Importance | None
     ) -> None:
         self.reader, self.encoder = reader, encoder
+        self._planes: Floats = np.empty(0, np.float32)
         self.gains = None if importance is None else importance.gains(reader.tiles)
         lattice = reader.lattice
         plain = reader.statistics()
@@ -93,10 +96,17 @@ class _LatticeEncoder:
         gain = front_end.gain(tiles[0].number)
         code, step = self._code(front_end, planes_per_chunk, gain), _coarser(step, gain)
         height, width = (side // BLOCK for side in tiles[0].tile.coded)
-        planes = np.empty((len(tiles), front_end.planes, CHANNELS, height, width), np.float32)
+        planes = self._room((len(tiles), front_end.planes, CHANNELS, height, width))
         for tile, out in zip(tiles, planes, strict=True):
             tile.planes(front_end, step, SYMBOL_LIMIT, out)
         return self.encoder.decide(planes, code, [(t.tile.window.height, t.tile.window.width) for t in tiles], measures)
+
+    def _room(self, shape: tuple[int, ...]) -> Floats:
+        """For the coefficients of tiles, until the next are decided on: pages that are new each time cost more than
+        what is written to them."""
+        if self._planes.shape != shape:
+            self._planes = np.empty(shape, np.float32)
+        return self._planes
 
     def estimate(self, step: float) -> tuple[float, float]:
         """(bits, squared error in DN squared, summed over samples) that the whole lattice takes at this step, from

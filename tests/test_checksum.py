@@ -3,9 +3,10 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from downlink.accelerator import SWITCH
 from downlink.checksum import crc32c
 
 
@@ -18,6 +19,13 @@ def by_definition(data: bytes) -> int:
     return state ^ 0xFFFFFFFF
 
 
+@pytest.fixture(params=["1", "0"], ids=["native", "numpy"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What computes it, where there is a choice."""
+    monkeypatch.setenv(SWITCH, request.param)
+
+
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize(
     ("data", "crc"),
     [
@@ -33,28 +41,33 @@ def test_published_values(data: bytes, crc: int) -> None:
     assert crc32c(data) == crc
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 128, 129, 191, 192, 193, 1024, 4095, 4096, 4097, 16385, 70_001])
 def test_is_the_definition_at_every_seam(length: int) -> None:
     data = np.random.default_rng(length).bytes(length)
     assert crc32c(data) == by_definition(data)
 
 
-@settings(deadline=None)
+@pytest.mark.usefixtures("either")
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=600), st.integers(0, 600))
 def test_continues_from_what_came_before(data: bytes, cut: int) -> None:
     assert crc32c(data[cut:], crc32c(data[:cut])) == crc32c(data) == by_definition(data)
 
 
+@pytest.mark.usefixtures("either")
 def test_long_input_is_worked_off_in_pieces() -> None:
     data = np.random.default_rng(0).bytes(3 * 256 * 1024 + 5)
     assert crc32c(data) == crc32c(data[300_000:], crc32c(data[:300_000]))
 
 
+@pytest.mark.usefixtures("either")
 def test_takes_views_of_any_item_size() -> None:
     array = np.arange(500, dtype="<u4")
     assert crc32c(memoryview(array)) == crc32c(array.tobytes())
 
 
+@pytest.mark.usefixtures("either")
 def test_sees_every_single_bit_flip() -> None:
     data = bytearray(np.random.default_rng(1).bytes(300))
     crc = crc32c(bytes(data))

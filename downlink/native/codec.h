@@ -98,7 +98,8 @@ typedef struct {
     size_t segment_count, segment_space;
     Bytes exceptions, rest; /* of all segments */
     int excepted;
-    uint64_t bits; /* of the entries, in 1/65536 */
+    int measures;
+    uint64_t bits; /* of the entries, in 1/65536, if it measures */
     /* of the segment that is being written */
     uint32_t certain, excepted_here;
     int64_t last_rank;
@@ -110,7 +111,7 @@ typedef struct {
     int failed;
 } Writer;
 
-void writer_start(Writer *w, const Model *model);
+void writer_start(Writer *w, const Model *model, int measures);
 void writer_free(Writer *w);
 int writer_room(Writer *w, int count); /* for so many entries, and a few beyond */
 /* Symbols of a segment come in runs: values (NULL: zeros) with scale indices, and means in eighths or NULL. */

@@ -61,8 +61,9 @@ static void end_bits(BitWriter *b) {
 
 /* ---- writing */
 
-void writer_start(Writer *w, const Model *model) {
+void writer_start(Writer *w, const Model *model, int measures) {
     w->model = model;
+    w->measures = measures;
     w->count = w->segment_count = 0;
     w->exceptions.size = w->rest.size = w->ranks.size = 0;
     w->excepted = 0;
@@ -171,7 +172,7 @@ int writer_put(Writer *w, const int32_t *values, const uint8_t *index, const int
             w->certain = certain;
         }
     uint64_t bits = 0;
-    for (const uint16_t *entry = w->entries + w->count; entry < out; entry++) bits += m->entry_bits[*entry];
+    for (const uint16_t *entry = w->entries + w->count; w->measures && entry < out; entry++) bits += m->entry_bits[*entry];
     w->count = (size_t)(out - w->entries);
     w->bits += bits;
     return FINE;

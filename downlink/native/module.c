@@ -1,5 +1,6 @@
 /* downlink._native: the module, and what its functions ask of their arguments. */
 #include "module.h"
+#include "checksum.h"
 #include "processor.h"
 
 void release(Held *held) {
@@ -55,6 +56,19 @@ static PyObject *limit(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* crc32c(bytes, value) */
+static PyObject *checksum(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer view;
+    unsigned long value;
+    if (!PyArg_ParseTuple(args, "y*k", &view, &value)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    value = crc32c(view.buf, (size_t)view.len, (uint32_t)value);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&view);
+    return PyLong_FromUnsignedLong(value);
+}
+
 static PyMethodDef methods[] = {
     {"model", make_model, METH_VARARGS, "A bundle's weights and tables, to be given to the others."},
     {"encode", encode, METH_VARARGS, "Coefficients of a tile -> payloads of its chunks."},
@@ -65,13 +79,20 @@ static PyMethodDef methods[] = {
     {"forward", forwards, METH_VARARGS, "Pixels -> coefficients of lapped blocks."},
     {"front", fronts, METH_VARARGS, "Pixels -> coefficients of planes."},
     {"mix", mixes, METH_VARARGS, "Coefficients of bands -> of planes, or back."},
+    {"crc32c", checksum, METH_VARARGS, "The CRC-32C of bytes, continuing from a value."},
     {"version", version, METH_NOARGS, "Which downlink/accelerator.py this is for."},
     {"level", level, METH_NOARGS, "The kind of processor that the inner loops are chosen for."},
     {"limit", limit, METH_VARARGS, "Choose inner loops for lesser processors: 0 plain, 1 AVX2, 2 AVX-512 (tests)."},
     {NULL, NULL, 0, NULL},
 };
 
-static PyModuleDef_Slot slots[] = {{0, NULL}};
+static int prepare(PyObject *module) {
+    (void)module;
+    crc32c_make();
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)prepare}, {0, NULL}};
 
 static PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "_native", "Inner loops of the tile codec.", 0, methods, slots, NULL, NULL, NULL,

@@ -54,7 +54,14 @@ INLINE void NAME(blocks)(const Forward *f, const int size, int by, const uint8_t
     for (int x = 0; x < stride; x += LANES) {
         Lanes sum[8];
         for (int u = 0; u < size; u++) sum[u] = (Lanes){0};
-        for (int k = 0; k < 2 * size; k++) {
+        for (int k = 0; k < size && up && down; k++) { /* even rows of the basis are symmetric, odd ones turned */
+            Lanes line, other;
+            memcpy(&line, lines + k * stride + x, sizeof line);
+            memcpy(&other, lines + (2 * size - 1 - k) * stride + x, sizeof other);
+            const Lanes folded[2] = {line + other, line - other};
+            for (int u = 0; u < size; u++) sum[u] += basis[u * 2 * size + k] * folded[u & 1];
+        }
+        for (int k = 0; k < 2 * size && !(up && down); k++) {
             Lanes line;
             memcpy(&line, lines + k * stride + x, sizeof line);
             for (int u = 0; u < size; u++) sum[u] += basis[u * 2 * size + k] * line;
@@ -68,11 +75,13 @@ INLINE void NAME(blocks)(const Forward *f, const int size, int by, const uint8_t
         for (int x = 0; x < wide; x += LANES) {
             Lanes sum[8];
             for (int v = 0; v < size; v++) sum[v] = (Lanes){0};
-            for (int k = 0; k < 2 * size; k++) {
-                const int p = (k + half) % size, shift = (k + half) / size;
-                Lanes line;
+            for (int k = 0; k < size; k++) {
+                const int p = (k + half) % size, shift = (k + half) / size, q = (size - 1 - p), beyond = 2 - shift;
+                Lanes line, other;
                 memcpy(&line, apart + p * (across + LANES) + x + shift, sizeof line);
-                for (int v = 0; v < size; v++) sum[v] += inside[v * 2 * size + k] * line;
+                memcpy(&other, apart + q * (across + LANES) + x + beyond, sizeof other);
+                const Lanes folded[2] = {line + other, line - other};
+                for (int v = 0; v < size; v++) sum[v] += inside[v * 2 * size + k] * folded[v & 1];
             }
             const int count = wide - x < LANES ? wide - x : LANES;
             for (int v = 0; v < size; v++) {

@@ -440,6 +440,7 @@ static int NAME(swift)(Walk *w, const Phase *p, const float *exact, const uint8_
         _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(sent, code)));
         out += __builtin_popcount(sent);
         writer->certain += (uint32_t)__builtin_popcount(certain);
+        if (!t->measures) continue;
         const __m512i each = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), sent, code, m->entry_bits, 4);
         bits = _mm512_add_epi64(bits, _mm512_add_epi64(_mm512_and_si512(each, _mm512_set1_epi64(0xFFFFFFFF)), _mm512_srli_epi64(each, 32)));
     }
@@ -702,7 +703,7 @@ static int NAME(group)(Walk *w, int group) {
         const int first = block * t->planes_per_chunk, end = first + t->planes_per_chunk;
         const int last = end < t->counts[group] ? end : t->counts[group];
         const int chunk = group * blocks + block;
-        if (t->mode == ENCODE) writer_start(&w->writer, w->m);
+        if (t->mode == ENCODE) writer_start(&w->writer, w->m, t->measures);
         if (t->mode == DECODE) {
             if (t->stopped < 0 && !t->chunks[chunk]) t->stopped = chunk;
             w->reading = t->stopped < 0;
