@@ -3,6 +3,8 @@ writes its page."""
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ from click.testing import CliRunner  # noqa: E402
 
 from tests import scenes  # noqa: E402
 from training.config import ConfigError  # noqa: E402
-from training.lab import entropy  # noqa: E402
+from training.lab import entropy, penalties  # noqa: E402
+from training.lab import page as pages  # noqa: E402
 from training.lab.architectures import build  # noqa: E402
 from training.lab.config import Network, Row, Trial, read_row  # noqa: E402
+from training.lab.corruptions import corrupt  # noqa: E402
 from training.lab.figures import reconstruction  # noqa: E402
+from training.lab.penalties import contractive, normal  # noqa: E402
 from training.lab.places import Place, Places, places_of  # noqa: E402
 from training.lab.rows import Result, configs, find_rows, held_claims, run_trial  # noqa: E402
 from training.lab.trial import task_of  # noqa: E402
@@ -166,6 +171,105 @@ def test_the_convolutional_autoencoder_learns(lab: Lab) -> None:
     assert after["psnr_db"] > before["psnr_db"] + 3
 
 
+# ---- rows 5 to 9
+
+
+def test_corruptions_lose_what_they_say() -> None:
+    x = torch.rand(64, 12, 8, 8) + 0.5
+    random = torch.Generator().manual_seed(1)
+    for name, spared in (("pixels", (0,)), ("bands", (2, 3)), ("lines", (2,))):
+        seen, lost = corrupt(x, {name: 0.25}, random)
+        assert float(lost.float().mean()) == pytest.approx(0.25, abs=0.05)
+        assert (seen[lost] == 0).all()
+        assert torch.equal(seen[~lost], x[~lost])
+        for axis in spared[:1] if name == "pixels" else spared:
+            whole = lost.all(dim=axis) | ~lost.any(dim=axis)
+            assert bool(whole.all()) == (name != "pixels")
+    noisy, lost = corrupt(x, {"gaussian": 0.1, "stripes": 0.05}, random)
+    assert not lost.any()
+    assert float((noisy - x).std()) == pytest.approx(0.11, abs=0.02)
+
+
+def test_a_denoising_autoencoder_restores_lines_that_a_plain_one_does_not(lab: Lab) -> None:
+    plain, _ = lab.run("denoising", "plain", 150)
+    trained, _ = lab.run("denoising", "lines", 150)
+    assert trained["lost_psnr_db"] > plain["lost_psnr_db"] + 0.2
+    assert trained["psnr_db"] > trained["corrupted_psnr_db"] + 1
+
+
+def test_the_restorer_touches_no_pixel_that_is_not_lost(lab: Lab) -> None:
+    figures, task = lab.run("denoising", "restorer", 60)
+    assert figures["lost_psnr_db"] > figures["interpolated_psnr_db"]
+    clean = task.patches[:4]
+    known, lost = task.damaged(clean, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        out = task.module(known)
+    assert torch.allclose(out[~lost], clean[~lost])
+    assert not torch.equal(out[lost], known[:, :12][lost])
+
+
+@pytest.mark.parametrize("variant", ["L1", "KL"])
+def test_a_sparse_code_is_quieter(lab: Lab, variant: str) -> None:
+    plain, _ = lab.run("sparse", "plain", 200)
+    quiet, _ = lab.run("sparse", variant, 200)
+    assert quiet["active_percent"] < plain["active_percent"] - 5
+    assert quiet["psnr_db"] > 15
+
+
+def test_the_jacobian_penalty_is_the_jacobians_norm(places: Places) -> None:
+    """The closed form against autograd's Jacobian, and Hutchinson's estimate against the closed form."""
+    torch.manual_seed(0)
+    network = build(Network(code=5, code_activation="sigmoid"), (12, 4, 4))
+    network.look_at(places.patches("train", 4, 20, 100, 1))
+    seen = places.patches("train", 4, 4, 6, 1)
+    one = network(seen)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda x: network.encode(x[None])[0]))(seen)
+    norm = jacobian.flatten(1).pow(2).sum(dim=1).mean()
+    assert float(contractive.exact(one)) == pytest.approx(float(norm), rel=1e-4)
+    estimates = [float(contractive.estimate(one).detach()) for _ in range(300)]
+    assert np.mean(estimates) == pytest.approx(float(norm), rel=0.15)
+
+
+def test_a_contractive_code_moves_less_under_noise(lab: Lab) -> None:
+    plain, _ = lab.run("contractive", "dense", 120)
+    still, _ = lab.run("contractive", "dense, contractive", 120)
+    assert still["sensitivity"] < 0.9 * plain["sensitivity"]
+
+
+def test_a_price_on_the_divergence_shortens_a_variational_code(lab: Lab) -> None:
+    free, _ = lab.run("variational", "β = 0", 200)
+    paid, task = lab.run("variational", "β = 1", 200)
+    assert paid["rate_nats"] < 0.5 * free["rate_nats"]
+    assert paid["psnr_db"] > 21.5
+    task.module.train()
+    first, second = (task.module(task.patches[:4]).output for _ in range(2))
+    assert not torch.equal(first, second)  # the decoder sees a sample
+    task.module.eval()
+    with pytest.raises(ConfigError, match="variational"):
+        normal.penalty(build(Network(), (12, 4, 4))(task.patches[:4]))
+
+
+def test_a_memorising_network_fails_on_unseen_places(lab: Lab) -> None:
+    known_by_heart, _ = lab.run("overcomplete", "48 patches, free", 120)
+    held_back, _ = lab.run("overcomplete", "6000 patches, sparse", 120)
+    assert known_by_heart["gap_db"] > held_back["gap_db"] + 3
+
+
+def test_a_penalty_is_one_file(places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What docs/lab.md shows works as it is shown."""
+    shown = re.search(r"    # training/lab/penalties/smooth.py\n((?:    .*\n|\n)+)", pages.INTRO.read_text())
+    assert shown is not None
+    (tmp_path / "smooth.py").write_text(textwrap.dedent(shown[1]))
+    monkeypatch.setattr(penalties, "__path__", [*penalties.__path__, str(tmp_path)])
+    row = row_of("dense")
+    plain = task_of(shortened(row.variants["MSE"], 1), places)
+    smooth = task_of(shortened(row.variants["MSE"], 1, penalties={"smooth": 10.0}), places)
+    batch = plain.draw()
+    assert float(smooth.loss(batch, 0.5).detach()) > float(plain.loss(batch, 0.5).detach())
+    with pytest.raises(ConfigError, match="no training/lab/penalties/rough"):
+        penalties.find("rough")
+
+
 # ---- the command
 
 
@@ -185,7 +289,17 @@ def test_the_command_trains_measures_and_writes_its_page(places: Places, tmp_pat
         'claims = [{ says = "it does", figure = "psnr_db", more = "a", less = "b" }]\n'
         '[patches]\nmost = 200\n[[variants]]\nname = "a"\n[[variants]]\nname = "b"\nschedule = { steps = 1 }\n'
     )
-    arguments = [str(mine), "--budget", "4s", "--data", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    arguments = [
+        str(mine),
+        "--budget",
+        "2s",
+        "--jobs",
+        "1",
+        "--data",
+        str(tmp_path / "in"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     page = tmp_path / "page" / "lab.md"
     ran = CliRunner().invoke(lab, [*arguments, "--page", str(page)])
     assert ran.exit_code == 0, ran.output

@@ -57,12 +57,15 @@ class Task(Protocol):
 
 
 class Prefetch:
-    """Draws batches in a thread while the last one trains."""
+    """Draws batches in a thread while the last one trains; with `depth` 0, only when one is asked for."""
 
     def __init__(self, draw: Callable[[], Any], depth: int = 3) -> None:
         self.batches: queue.Queue[Any] = queue.Queue(depth)
         self.draw, self.over = draw, False
-        threading.Thread(target=self._fill, daemon=True).start()
+        if depth:
+            threading.Thread(target=self._fill, daemon=True).start()
+        else:
+            self.next = draw  # type: ignore[method-assign]
 
     def _fill(self) -> None:
         while not self.over:
@@ -194,10 +197,12 @@ def fit(
     quiet: bool = False,
     board: bool = True,
     fused: bool | None = None,
+    ahead: int = 3,
 ) -> Path:
     """Train until steps, minutes or patience end; returns the path of best.pt.
 
-    `fused`: Adam's faster form, which rounds otherwise. `config` and `facts` (seed, commit, what is trained on) are kept with the run. `resume` continues the checkpoint in
+    `fused`: Adam's faster form, which rounds otherwise. `ahead`: how many batches are drawn beforehand.
+    `config` and `facts` (seed, commit, what is trained on) are kept with the run. `resume` continues the checkpoint in
     `out`, if there is one.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -217,7 +222,7 @@ def fit(
         (out / "config.json").write_bytes(msgspec.json.format(msgspec.json.encode(config)))
         writer = Writer(out, board)
         writer.write(state.step, facts)
-    prefetch, bar = Prefetch(task.draw), Bar(name, quiet or not first)
+    prefetch, bar = Prefetch(task.draw, ahead), Bar(name, quiet or not first)
 
     def content() -> dict[str, Any]:
         return {"average": average.state_dict(), "config": msgspec.to_builtins(config), "state": vars(state)}

@@ -158,6 +158,33 @@ def build(config: Network, shape: tuple[int, int, int]) -> AutoEncoder:
     return AutoEncoder(config, shape)
 
 
+class Corrector(nn.Module):
+    """What is made better on the ground: a guess, corrected from all that is known, at full resolution.
+
+    known (n, inputs, h, w) -> (n, outputs, h, w), to be added to the guess; zero before training. Residual blocks of
+    3 x 3 convolutions; sees `2 * blocks + 2` pixels around.
+    """
+
+    def __init__(self, inputs: int, outputs: int, width: int = 32, blocks: int = 2) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(inputs, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
+            for _ in range(blocks)
+        )
+        self.leave = nn.Conv2d(width, outputs, 3, padding=1)
+        self.halo = 2 * blocks + 2
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, known: Tensor) -> Tensor:
+        x = F.relu(self.enter(known))
+        for block in self.blocks:
+            x = x + block(x)
+        out: Tensor = self.leave(F.relu(x))
+        return out
+
+
 def principal_components(patches: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """(mean, directions (count, values), variances (all)) of patches, by the eigenvectors of their covariance."""
     flat = patches.flatten(1).double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,15 @@ class Minutes(click.ParamType):
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/lab"), show_default=True, help="Kept results."
 )
+@click.option("--jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="Trials at a time, a core each.")
 @click.option("--page", type=click.Path(path_type=Path), help="Page to write. Default with --all: docs/lab.md.")
 @click.option("--variant", help="With --export: which variant of the one row. Default: its last.")
 @click.option(
     "--export", "exported", type=click.Path(path_type=Path), help="Write one row's network as ONNX, with its card."
 )
 def lab(
-    rows: tuple[str, ...], every: bool, budget: float, seeds: int, data: Path | None, out: Path, page: Path | None,
-    variant: str | None, exported: Path | None,
+    rows: tuple[str, ...], every: bool, budget: float, seeds: int, data: Path | None, out: Path, jobs: int,
+    page: Path | None, variant: str | None, exported: Path | None,
 ) -> None:  # fmt: skip
     """Train and measure the autoencoder family on real imagery.
 
@@ -56,7 +58,7 @@ def lab(
       downlink lab convolutional --budget 2m --export runs/conv
     """
     from training.lab import page as pages
-    from training.lab.rows import configs, find_rows, minutes_of, read_rows, run_row
+    from training.lab.rows import configs, find_rows, minutes_of, read_rows, run_all, told, works_of
 
     if bool(rows) == every:
         raise click.UsageError("say which rows, or --all")
@@ -67,12 +69,17 @@ def lab(
         if exported is not None and len(chosen) != 1:
             raise click.UsageError("--export takes one row")
         places = _places(data, out)
-        minutes = minutes_of(chosen, seeds, budget)
+        minutes = minutes_of(chosen, seeds, budget, jobs)
         page = page or (PAGE if every else None)
         scene = _scene(out) if page and any(row.base.pictures for row in chosen) else None
+        works = [work for row in chosen for work in works_of(row, places, out, range(1, seeds + 1), minutes)]
+        found = []
+        for one in run_all(works, places, jobs, partial(_places, data, out)):
+            click.echo(told(one))
+            found.append(one)
         sections = []
         for number, row in enumerate(chosen, start=1):
-            results = run_row(row, places, out, range(1, seeds + 1), minutes, click.echo)
+            results = [one for one in found if one.row == row.base.name]
             if page:
                 drawn = _draw(row, results, places, scene, page) if scene is not None else []
                 sections.append(pages.section(number, row, results, drawn))

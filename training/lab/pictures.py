@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.lab.architectures import principal_components
-from training.lab.corruptions import corrupt
 from training.lab.places import Pixels
 
 Tasks = dict[str, Any]
@@ -89,18 +88,13 @@ def reconstructions(tasks: Tasks, scene: Pixels) -> Figure:
 
 
 def restorations(tasks: Tasks, scene: Pixels) -> Figure:
-    """The scene with dead lines, and what each variant makes of it."""
+    """A scene as it came, and what each variant makes of it."""
     cut = scene[:, 256:384, 640:768]
     pictures = {"scene": shown(cut, cut)}
     for name, task in tasks.items():
-        amounts = task.trial.options.get("try", task.trial.corruptions)
-
-        def seen(x: Tensor, amounts: dict[str, float] = amounts) -> Tensor:
-            return corrupt(x, amounts, torch.Generator().manual_seed(3))[0]
-
-        pictures.setdefault("as it came", shown(tiled(task, cut, seen), cut))
-        pictures[name] = shown(tiled(task, cut, lambda x, task=task, seen=seen: task.module(seen(x)).output), cut)
-    return strip(pictures)
+        seen, made = (tiled(task, cut, lambda x, task=task, i=i: task.seen_and_made(x)[i]) for i in (0, 1))
+        pictures |= {f"{name}: came": shown(seen, cut), f"{name}: made": shown(made, cut)}
+    return strip(pictures, 5)
 
 
 def filters(tasks: Tasks, scene: Pixels) -> Figure:

@@ -7,8 +7,9 @@ interrupted goes on where it was, and one that is repeated is quick. A trial tha
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterable
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,10 @@ def find_rows(names: Iterable[str]) -> list[Path]:
     return out
 
 
-def minutes_of(rows: list[Row], seeds: int, budget_minutes: float) -> float:
-    """Minutes of training for a trial of share 1, so that all seeds of all trials fit the budget."""
+def minutes_of(rows: list[Row], seeds: int, budget_minutes: float, jobs: int = 1) -> float:
+    """Minutes of training for a trial of share 1, so that all seeds of all trials fit the budget, `jobs` at a time."""
     shares = sum(trial.share for row in rows for trial in row.variants.values() if not trial.closed_form)
-    return budget_minutes * (1 - MEASURING) / max(shares * seeds, 1e-9)
+    return jobs * budget_minutes * (1 - MEASURING) / max(shares * seeds, 1e-9)
 
 
 def measured(trial: Trial, task: Reconstruct, module: Any) -> Figures:
@@ -89,7 +90,7 @@ def run_trial(
         save(best, {"average": task.module.state_dict(), "state": {"step": 0}})
     elif not (folder / "done").exists():
         facts = {"seed": trial.seed, "commit": commit(), "places": len(places.train)}
-        fit(task, trial.schedule, trial.name, trial, folder, facts, True, quiet, board, fused=True)
+        fit(task, trial.schedule, trial.name, trial, folder, facts, True, quiet, board, fused=True, ahead=0)
         (folder / "done").touch()
     saved = torch.load(best, weights_only=True)
     task.module.load_state_dict(saved["average"])
@@ -97,26 +98,67 @@ def run_trial(
     return measured(trial, task, task.module) | {"steps": float(saved["state"]["step"])}, task
 
 
-def run_row(
-    row: Row, places: Places, out: Path, seeds: Iterable[int], minutes: float, told: Callable[[str], None]
-) -> list[Result]:
-    """All variants and seeds of a row."""
-    results = []
+@dataclass(frozen=True)
+class Work:
+    """One trial of one seed that is to be run, or looked up."""
+
+    row: str
+    variant: str
+    trial: Trial
+    folder: Path
+
+
+def works_of(row: Row, places: Places, out: Path, seeds: Iterable[int], minutes: float) -> list[Work]:
+    """All variants and seeds of a row, each with the folder that its result is kept in."""
+    works = []
     for variant, base in row.variants.items():
         for seed in seeds:
             schedule = msgspec.structs.replace(base.schedule, minutes=minutes * base.share)
             trial = msgspec.structs.replace(base, seed=seed, schedule=schedule)
-            folder = out / row.base.name / f"{variant.replace(' ', '-')}-{seed}-{digest(trial, places.fingerprint)}"
-            kept = folder / "result.json"
-            if kept.exists():
-                figures = json.loads(kept.read_text())
-            else:
-                figures, _ = run_trial(trial, places, folder)
-                kept.write_text(json.dumps(figures))
-                (folder / "checkpoint.pt").unlink(missing_ok=True)
-            told(f"{row.base.name:16} {variant:24} seed {seed}  " + _line(figures))
-            results.append(Result(row.base.name, variant, seed, figures, folder))
-    return results
+            key = f"{variant.replace(' ', '-')}-{seed}-{digest(trial, places.fingerprint)}"
+            works.append(Work(row.base.name, variant, trial, out / row.base.name / key))
+    return works
+
+
+def run_work(work: Work, places: Places) -> Result:
+    """Do it, unless its result is there."""
+    kept = work.folder / "result.json"
+    if kept.exists():
+        figures = json.loads(kept.read_text())
+    else:
+        figures, _ = run_trial(work.trial, places, work.folder)
+        kept.write_text(json.dumps(figures))
+        (work.folder / "checkpoint.pt").unlink(missing_ok=True)
+    return Result(work.row, work.variant, work.trial.seed, figures, work.folder)
+
+
+_places: Places | None = None  # of a worker process
+
+
+def _begin(read: Callable[[], Places]) -> None:
+    global _places
+    _places = read()
+
+
+def _in_worker(work: Work) -> Result:
+    assert _places is not None
+    return run_work(work, _places)
+
+
+def run_all(works: list[Work], places: Places, jobs: int, read: Callable[[], Places]) -> Iterator[Result]:
+    """Results in the order of `works`, `jobs` at a time, each process on one thread. `read` reads the places again in
+    each process."""
+    if jobs == 1:
+        yield from (run_work(work, places) for work in works)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(read,)) as pool:
+        yield from pool.map(_in_worker, works)
+
+
+def told(result: Result) -> str:
+    """A line for the terminal."""
+    return f"{result.row:16} {result.variant:24} seed {result.seed}  " + _line(result.figures)
 
 
 def _line(figures: Figures) -> str:
@@ -146,11 +188,6 @@ def held_claims(row: Row, results: list[Result]) -> list[tuple[str, int, int]]:
         more, less = ([by[name, seed][claim.figure] for seed in seeds] for name in (claim.more, claim.less))
         out.append((claim.says, sum(a > b for a, b in zip(more, less, strict=True)), len(seeds)))
     return out
-
-
-def clear(out: Path) -> None:
-    """Forget all results."""
-    shutil.rmtree(out, ignore_errors=True)
 
 
 def read_rows(paths: Iterable[Path]) -> list[Row]:

@@ -23,6 +23,8 @@ from training.lab.places import BANDS, Places
 
 VALIDATION_PATCHES = 512
 EPSILON = 1e-12
+PERCENT = 1e4
+"""Squared errors are minimised in squared percents of a band's scale: numbers around 1, as Adam likes them."""
 
 
 class Reconstruct:
@@ -66,10 +68,11 @@ class Reconstruct:
         return corrupt(clean, self.trial.corruptions, self.random)[0], clean
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
-        """Reconstruction error per value; binary cross-entropy takes values as probabilities (of light)."""
+        """Reconstruction error per value: squared percents, or binary cross-entropy, which takes values as
+        probabilities (of light)."""
         if self.trial.loss == "bce":
             return F.binary_cross_entropy(output.clamp(1e-6, 1 - 1e-6), target.clamp(0, 1))
-        return F.mse_loss(output, target)
+        return PERCENT * F.mse_loss(output, target)
 
     def loss(self, batch: Any, done: float) -> Tensor:
         seen, clean = batch
@@ -115,6 +118,14 @@ class Reconstruct:
             module.train()
         rows = [torch.cat(list(part[:, [3, 2, 1]]), dim=2) for part in (clean, seen, one.output)]
         return {"held_out": torch.cat(rows, dim=1)}, {"code": one.code.flatten()}
+
+    def seen_and_made(self, clean: Tensor) -> tuple[Tensor, Tensor]:
+        """For pictures: patches as they came (`options.try` says otherwise than in training), and what is made of
+        them."""
+        amounts = self.trial.options.get("try", self.trial.corruptions)
+        seen, _ = corrupt(clean, amounts, torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            return seen, self.module(seen).output
 
     def resumed(self, step: int) -> None:
         self.random.manual_seed(self.trial.seed + step + 7919 * parallel.rank())

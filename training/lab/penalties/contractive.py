@@ -13,10 +13,10 @@ from training.lab.architectures import Pass
 
 
 def exact(one: Pass) -> Tensor:
-    """For h = sigmoid(W x + b): sum over units of (h (1 - h))^2 |W_unit|^2."""
+    """For h = sigmoid(W x / unit + b): sum over units of (h (1 - h))^2 |W_unit|^2 / unit^2."""
     stage: Any = one.network.stages[0]
     slope = (one.mean * (1 - one.mean)) ** 2
-    return (slope @ (stage.there.weight**2).sum(dim=1)).mean()
+    return (slope @ (stage.there.weight**2).sum(dim=1)).mean() / one.network.unit**2
 
 
 def estimate(one: Pass) -> Tensor:

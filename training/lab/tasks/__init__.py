@@ -1,0 +1,1 @@
+"""Aims other than giving the input back: a file each, whose class `Task` extends training/lab/trial.py."""
