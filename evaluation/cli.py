@@ -4,6 +4,7 @@
     downlink evaluate a.tif b.tif --against j2k,j2k-klt,lerc --json result.json
     downlink evaluate --split test corpus/ --quality 30,40,50,60
     downlink evaluate scene.tif --max-error 0,10
+    downlink evaluate scene.tif --against all --report report/
 
 Tables go to standard output (Markdown when piped), progress to a terminal's standard error, and everything that was
 measured to the file of `--json`. Exit code 1 when something could not be measured, 2 when the command is wrong.
@@ -26,13 +27,14 @@ import msgspec
 from downlink import bundle
 from downlink.errors import DownlinkError
 from downlink.limits import MAX_ERROR_MAX
-from evaluation.codecs import BOUNDED, CLASSICAL, CodecSpec, Contestant, unit
+from evaluation.codecs import BOUNDED, CLASSICAL, LOSSY, CodecSpec, Contestant, unit
 
 DEFAULT_MODEL = "universal"
 QUALITIES = "16,24,32,40,48,56"
 AGAINST = "j2k,j2k-klt"
 NO_MODEL = "none"
 EXACT = "exact"
+REPORT_BOUNDS = (0.0, 10.0)
 
 
 class _Names(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
@@ -96,15 +98,29 @@ class _Bounds(_Numbers):
     "--max-error",
     "bounds",
     type=_Bounds(),
-    help="Instead of models, measure the exact method: no sample off by more than D; 0 is lossless.",
+    help="Instead of models, measure the exact method: no sample off by more than D; 0 is lossless. With --report: "
+    "beside them, by default at 0 and 10.",
 )
 @click.option(
     "--against",
     type=_Names(),
-    help=f"{', '.join(CLASSICAL)}; all; or none.  [default: {AGAINST}; with --max-error {','.join(BOUNDED)}]",
+    help=f"{', '.join(CLASSICAL)}; all; or none.  [default: {AGAINST}; with --max-error {','.join(BOUNDED)}; "
+    "with --report all]",
 )
 @click.option("--peak", type=float, help="PSNR's peak.  [default: 10000, or 255 for 8-bit scenes]")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures here.")
+@click.option(
+    "--report",
+    "report_path",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Measure all there is (curves, bounds, speeds, pictures); report.html, report.json and rows.csv go here.",
+)
+@click.option(
+    "--cache",
+    "cache_path",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep every measurement here, by content, and measure nothing twice.  [default: with --report its cache/]",
+)
 @click.option("--split", help="Measure this split of a corpus: SCENE is a folder with a manifest.json.")
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads of each codec.")
 @click.option(
@@ -121,6 +137,8 @@ def evaluate(
     against: tuple[str, ...] | None,
     peak: float | None,
     json_path: Path | None,
+    report_path: Path | None,
+    cache_path: Path | None,
     split: str | None,
     threads: int,
     isolate: bool,
@@ -128,9 +146,23 @@ def evaluate(
     """Measure rate, quality and speed on SCENEs, beside classical codecs.
 
     Every figure comes from real files: encoded, decoded from those bytes alone, compared with all valid samples.
+
+    \b
+      downlink evaluate scene.tif
+      downlink evaluate a.tif b.tif --against j2k,jpegxl --json result.json
+      downlink evaluate scene.tif --max-error 0,10
+      downlink evaluate scene.tif --against all --report report/
     """
     if peak is not None and not (math.isfinite(peak) and peak > 0):
         raise click.BadParameter(f"{peak:g} is no peak; it must be above 0, such as 10000 or 255", param_hint="--peak")
+    if report_path is not None:
+        names = CLASSICAL if against is None else against
+        curves = [*_models(models or (DEFAULT_MODEL,), quality, threads)]
+        curves += _classical(tuple(name for name in LOSSY if name in names), threads)
+        promised = _bounded(tuple(name for name in BOUNDED if name in names), bounds or REPORT_BOUNDS, threads)
+        if _report(scenes, curves, promised, peak, json_path, report_path, cache_path, split, threads, isolate):
+            sys.exit(1)
+        return
     if bounds is None:
         peers = tuple(AGAINST.split(",")) if against is None else against
         contestants = [*_models(models or (DEFAULT_MODEL,), quality, threads), *_classical(peers, threads)]
@@ -139,7 +171,7 @@ def evaluate(
         if models or source is not click.core.ParameterSource.DEFAULT:
             raise click.UsageError("--max-error measures the exact method: leave --model and --quality out")
         contestants = _bounded(BOUNDED if against is None else against, bounds, threads)
-    if _evaluate(scenes, contestants, peak, json_path, split, threads, isolate):
+    if _evaluate(scenes, contestants, peak, json_path, cache_path, split, threads, isolate):
         sys.exit(1)
 
 
@@ -148,6 +180,7 @@ def _evaluate(
     contestants: list[Contestant],
     peak: float | None,
     json_path: Path | None,
+    cache_path: Path | None,
     split: str | None,
     threads: int,
     isolate: bool,
@@ -155,22 +188,16 @@ def _evaluate(
     """Returns how many measurements failed."""
     # Imported here, so that --help needs none of the evaluation extra; what is missing `downlink.cli` puts in words.
     from evaluation import bounds_table, table
-    from evaluation import scenes as listing
+    from evaluation.cache import Cache
     from evaluation.evaluate import evaluate as run
     from evaluation.worker import Apart, Here
 
-    if not contestants:
-        raise DownlinkError("nothing to measure: --model is none and --against is none; name one codec at least")
-    entries, left_out = listing.find(scenes, split)
-    millions = sum(listing.describe(entry.path).samples for entry in entries) / 1e6  # refuses before hours are spent
-    if left_out:
-        click.echo(f"{left_out} files of the corpus are neither 8- nor 16-bit integers: left out", err=True)
-
+    entries, millions = _found(scenes, contestants, split)
     runner = Apart(threads) if isolate else Here()
     settings = sum(len(contestant.at(1.0)) for contestant in contestants)
     try:
         with _writer(json_path) as write, _progress(millions * settings) as done:
-            report = run(entries, contestants, peak, runner, done)
+            report = run(entries, contestants, peak, runner, done, Cache(cache_path))
             promised = any(contestant.promises for contestant in contestants)
             document = report.document(None if promised else contestants[0].spec.label, threads)
             write(document)
@@ -183,6 +210,58 @@ def _evaluate(
     if json_path is not None:
         click.echo(f"All figures: {json_path}", err=True)
     return len(report.failures)
+
+
+def _report(
+    scenes: tuple[Path, ...],
+    curves: list[Contestant],
+    promised: list[Contestant],
+    peak: float | None,
+    json_path: Path | None,
+    report_path: Path,
+    cache_path: Path | None,
+    split: str | None,
+    threads: int,
+    isolate: bool,
+) -> int:
+    """Measures, writes the folder, prints the summary's table; returns how many measurements failed."""
+    from evaluation import report, table
+    from evaluation.cache import Cache
+    from evaluation.worker import Apart, Here
+
+    entries, millions = _found(scenes, [*curves, *promised], split)
+    kept = Cache(report_path / "cache" if cache_path is None else cache_path)
+    runner = Apart(threads) if isolate else Here()
+    settings = sum(len(contestant.at(1.0)) for contestant in (*curves, *promised))
+
+    def say(what: str) -> None:
+        click.echo(f"measuring {what} …", err=True)
+
+    try:
+        with _writer(json_path) as write, _progress(millions * settings) as done:
+            found = report.measure(entries, curves, promised, peak, runner, threads, kept, done, say)
+            paths = report.write(report_path, found)
+            write({key: value for key, value in found.items() if key != "pictures"})
+    finally:
+        runner.close()
+    failures = found["failures"] + found["bounds"]["failures"]
+    if found["rows"]:
+        table.show(table.console(), {**found, "failures": failures}, found["settings"])
+    click.echo(f"The report: {paths[0]}", err=True)
+    return len(failures)
+
+
+def _found(scenes: tuple[Path, ...], contestants: list[Contestant], split: str | None) -> tuple[list[Any], float]:
+    """The scenes to be measured, and their million samples; refuses before hours are spent."""
+    from evaluation import scenes as listing
+
+    if not contestants:
+        raise DownlinkError("nothing to measure: --model is none and --against is none; name one codec at least")
+    entries, left_out = listing.find(scenes, split)
+    millions = sum(listing.describe(entry.path).samples for entry in entries) / 1e6
+    if left_out:
+        click.echo(f"{left_out} files of the corpus are neither 8- nor 16-bit integers: left out", err=True)
+    return entries, millions
 
 
 def _models(models: tuple[str, ...], quality: tuple[float, ...], threads: int) -> list[Contestant]:

@@ -19,19 +19,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.metrics import structural_similarity
 
+from downlink.accelerator import native
 from downlink.errors import BundleError, DownlinkError
-from downlink.quality import Quality, default_peak, valid_pixels
+from downlink.quality import Quality, default_peak
 from downlink.scene import Scene
-from evaluation import bounds, scenes
-from evaluation.codecs import Contestant
+from evaluation import bounds, cache, scenes
+from evaluation.cache import Cache
+from evaluation.codecs import CodecSpec, Contestant
+from evaluation.indices import indices
 from evaluation.scenes import Entry
+from evaluation.seams import seam_ratio
+from evaluation.similarity import similarity
 from evaluation.summary import Row, summarise
 from evaluation.worker import Outcome, Runner, Task
-
-# Wang et al. 2004: an 11 x 11 Gaussian window of sigma 1.5, so sides below 11 have no SSIM.
-_SSIM_SIDE_MIN = 11
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Report:
     """All that was measured."""
 
     rows: list[Row] = field(default_factory=list)
+    scenes: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
 
     def document(self, reference: str | None, threads: int) -> dict[str, Any]:
@@ -48,7 +50,8 @@ class Report:
             "rows": self.rows,
             "summary": bounds.summarise(self.rows) if reference is None else summarise(self.rows, reference),
             "failures": self.failures,
-            "environment": _environment(threads),
+            "scenes": self.scenes,
+            "environment": environment(threads),
         }
 
 
@@ -57,10 +60,17 @@ Done = Callable[[str, str, float], None]
 
 
 def evaluate(
-    entries: Sequence[Entry], contestants: Sequence[Contestant], peak: float | None, runner: Runner, done: Done
+    entries: Sequence[Entry],
+    contestants: Sequence[Contestant],
+    peak: float | None,
+    runner: Runner,
+    done: Done,
+    kept: Cache | None = None,
 ) -> Report:
-    """Measure all contestants on all scenes. Raises `BundleError` for a model that cannot be loaded."""
-    report = Report()
+    """Measure all contestants on all scenes, but for what is `kept`. Raises `BundleError` for a model that cannot be
+    loaded."""
+    report = Report(scenes={entry.label: described(scenes.describe(entry.path)) for entry in entries})
+    kept = Cache(None) if kept is None else kept
     with tempfile.TemporaryDirectory(prefix="downlink-evaluate-") as folder:
         # Codecs outside, scenes inside: one process per codec, and one scene in memory.
         for contestant in contestants:
@@ -69,7 +79,7 @@ def evaluate(
                 place.mkdir(exist_ok=True)
                 try:
                     # list(): a codec that fails half-way through its settings has no curve on this scene
-                    report.rows += list(_measure(entry, contestant, peak, runner, place, done))
+                    report.rows += list(_measure(entry, contestant, peak, runner, place, done, kept))
                     _check_promise(entry, contestant, report.rows)
                 except BundleError:
                     raise  # it will fail on every scene: say so at once
@@ -92,23 +102,54 @@ def _check_promise(entry: Entry, contestant: Contestant, rows: Sequence[Row]) ->
 
 
 def _measure(
-    entry: Entry, contestant: Contestant, peak: float | None, runner: Runner, folder: Path, done: Done
+    entry: Entry, contestant: Contestant, peak: float | None, runner: Runner, folder: Path, done: Done, kept: Cache
 ) -> Iterator[Row]:
     scene, grids = scenes.describe(entry.path), scenes.read(entry.path)
     against = default_peak(scene) if peak is None else peak
     pixels = tuple(folder / f"pixels{number}.npy" for number in range(len(grids)))
     decoded = tuple(folder / f"decoded{number}.npy" for number in range(len(grids)))
-    for path, grid in zip(pixels, grids, strict=True):
-        np.save(path, grid)
-    for setting in contestant.at(against):
-        task = Task(contestant.spec, scene, against, setting, pixels, decoded)
-        try:
-            outcome = runner.run(task)
-        except (RuntimeError, ValueError, MemoryError) as error:  # what codecs' libraries raise
-            raise DownlinkError(f"{type(error).__name__} at setting {setting:g}: {error}") from error
-        back = [np.load(path, mmap_mode="r") for path in decoded]
-        yield row(scene, entry.label, contestant.spec.label, setting, grids, back, outcome, against)
+    keys = _keys(contestant, scene, grids, against, runner)
+    for setting, key in zip(contestant.at(against), keys, strict=True):
+        found = None if key is None else kept.get(key)
+        if found is None:
+            if not pixels[0].exists():
+                for path, grid in zip(pixels, grids, strict=True):
+                    np.save(path, grid)
+            task = Task(contestant.spec, scene, against, setting, pixels, decoded)
+            try:
+                outcome = runner.run(task)
+            except (RuntimeError, ValueError, MemoryError) as error:  # what codecs' libraries raise
+                raise DownlinkError(f"{type(error).__name__} at setting {setting:g}: {error}") from error
+            back = [np.load(path, mmap_mode="r") for path in decoded]
+            found = row(scene, entry.label, contestant.spec.label, setting, grids, back, outcome, against)
+            if key is not None:
+                kept.put(key, found)
+        yield {**found, "scene": entry.label, "codec": contestant.spec.label}
         done(contestant.spec.label, entry.label, scene.samples / 1e6)
+
+
+def _keys(
+    contestant: Contestant, scene: Scene, grids: tuple[NDArray[Any], ...], peak: float, runner: Runner
+) -> list[str | None]:
+    """Under what the rows of a codec are kept, by setting; None for a codec that nothing is known about."""
+    settings = contestant.at(peak)
+    if type(contestant.spec) is not CodecSpec:
+        return [None] * len(settings)
+    codec, pixels = cache.of_codec(contestant.spec), cache.of_scene(scene, grids)
+    common = [type(runner).__name__, codec, cache.of_measuring(), pixels]
+    return [cache.key_of("row", common, setting, peak) for setting in settings]
+
+
+def described(scene: Scene) -> dict[str, Any]:
+    """What a report says about a scene."""
+    return {
+        "name": scene.name,
+        "grids": [
+            {"shape": grid.shape, "dtype": grid.dtype, "bands": [band.name for band in grid.bands]}
+            for grid in scene.grids
+        ],
+        "samples": scene.samples,
+    }
 
 
 def row(
@@ -127,6 +168,8 @@ def row(
         if other.dtype != one.dtype:
             raise DownlinkError(f"{codec} turned {one.dtype} into {other.dtype} on {label}; that is a bug of the codec")
         quality.add(number, one, other)
+    alike = similarity(scene, original, decoded, peak)
+    felt = indices(scene, original, decoded, peak)
     return {
         "scene": label,
         "codec": codec,
@@ -137,7 +180,10 @@ def row(
         "max_error": quality.max_error,
         "rmse_per_band": [_finite(rmse) for rmse in quality.rmse_per_band],
         "sam_deg": _finite(quality.sam_deg),
-        "ssim": ssim(scene, original, decoded, peak),
+        "ssim": alike.ssim,
+        "ms_ssim": alike.ms_ssim,
+        **felt._asdict(),
+        "seam_ratio": seam_ratio(scene, original, decoded),
         "encode_s": outcome.encode_s,
         "decode_s": outcome.decode_s,
         "encode_msamples_per_s": scene.samples / 1e6 / max(outcome.encode_s, 1e-9),
@@ -151,38 +197,14 @@ def row(
     }
 
 
-def ssim(scene: Scene, original: Sequence[NDArray[Any]], decoded: Sequence[NDArray[Any]], peak: float) -> float | None:
-    """Mean structural similarity over bands (Gaussian window, data range = peak), each over its valid pixels."""
-    values = []
-    for grid, one, other in zip(scene.grids, original, decoded, strict=True):
-        if min(grid.height, grid.width) < _SSIM_SIDE_MIN:
-            continue
-        valid = valid_pixels(one, grid.nodata)
-        for band in range(len(grid.bands)):
-            where = None if valid is None else valid[band]
-            if where is not None and not where.any():
-                continue
-            _, similarity = structural_similarity(  # type: ignore[no-untyped-call]
-                one[band].astype(np.float64),
-                other[band].astype(np.float64),
-                data_range=peak,
-                gaussian_weights=True,
-                sigma=1.5,
-                use_sample_covariance=False,
-                full=True,
-            )
-            values.append(float(similarity.mean() if where is None else similarity[where].mean()))
-    return float(np.mean(values)) if values else None
-
-
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _environment(threads: int) -> dict[str, Any]:
+def environment(threads: int) -> dict[str, Any]:
     """What the figures were measured with."""
     versions: dict[str, str | None] = {}
-    for name in ("latent-downlink", "numpy", "onnxruntime", "imagecodecs", "scikit-image", "bjontegaard"):
+    for name in ("latent-downlink", "numpy", "onnxruntime", "imagecodecs", "bjontegaard"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -190,7 +212,19 @@ def _environment(threads: int) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "processor": _processor(),
         "processors": os.cpu_count(),
+        "native_loops": native(),
         "threads": threads,
         "versions": versions,
     }
+
+
+def _processor() -> str:
+    """The processor's name, as Linux states it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

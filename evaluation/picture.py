@@ -31,7 +31,7 @@ def side_by_side(path: Path, original: NDArray[Any], received: NDArray[Any], tit
     difference = np.abs(original.astype(np.float32) - received)
     error = np.moveaxis((difference * _ERROR_GAIN / span).clip(0, 1), 0, -1)
     pictures = {"original": shown(original), "received": shown(received), f"|error| x {_ERROR_GAIN}": error}
-    detail = _liveliest(original.clip(low, high))  # beyond the stretch there is nothing to see
+    detail = liveliest(original.clip(low, high), _DETAIL_PX)  # beyond the stretch there is nothing to see
     figure, axes = pyplot.subplots(
         2, 3, figsize=(18, 11), height_ratios=(original.shape[1] / original.shape[2] * 1.02, 1), layout="constrained"
     )
@@ -45,9 +45,9 @@ def side_by_side(path: Path, original: NDArray[Any], received: NDArray[Any], tit
     pyplot.close(figure)
 
 
-def _liveliest(original: NDArray[Any]) -> tuple[slice, slice]:
-    """The square with the most contrast: where a codec has to work."""
-    side = min(_DETAIL_PX, *original.shape[1:])
+def liveliest(original: NDArray[Any], side: int) -> tuple[slice, slice]:
+    """The square of at most `side` pixels with the most contrast: where a codec has to work."""
+    side = min(side, *original.shape[1:])
     step = max(1, side // 2)
     corners = [
         (row, col)

@@ -86,6 +86,7 @@ def _bd(tests: dict[str, Curve], anchors: dict[str, Curve]) -> dict[str, Any]:
             refused[scene] = str(error)
     return {
         "percent": mean_percent(one.percent for one in found) if found else None,
+        "percents": [one.percent for one in found],
         "scenes": len(found),
         "overlap_db": [statistics.median(one.low for one in found), statistics.median(one.high for one in found)]
         if found

@@ -128,7 +128,7 @@ class Apart:
     def _pool(self, half: Half) -> ProcessPoolExecutor:
         if half not in self._pools:
             pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_leave_interrupts)
-            with _threads(self._threads):  # a spawned process takes its environment when it starts: now
+            with limited_to(self._threads):  # a spawned process takes its environment when it starts: now
                 pool.submit(_leave_interrupts).result()
             self._pools[half] = pool
         return self._pools[half]
@@ -149,7 +149,8 @@ def _leave_interrupts() -> None:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def limited_to(count: int) -> Iterator[None]:
+    """Processes that are started within have so many threads for their arithmetic."""
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(count)))
     try:

@@ -28,6 +28,8 @@ _CLASSICAL: Final = {
     "pcodec": ("pcodec", "Pcodec"),
 }
 CLASSICAL: Final = tuple(_CLASSICAL)
+LOSSY: Final = ("j2k", "j2k-klt", "htj2k", "jpegxl", "jpegxl-e3", "jpegls", "lerc")
+"""Those that a report draws curves of: they lose by design, not because samples were rounded before them."""
 BOUNDED: Final = ("jpegxl-lossless", "jpegxl-lossless-e3", "jpegls", "lerc", "zstd", "aec", "pcodec")
 """Those that bound the error of every sample."""
 
@@ -71,7 +73,7 @@ class Contestant:
 
 
 def sweep(name: str, peak: float) -> tuple[float, ...]:
-    """Settings of a classical codec that spread its curve over 36 to 54 dB, lowest rate first."""
+    """Settings of a classical codec that spread its curve over 30 to 54 dB, lowest rate first."""
     return _classical(name).sweep(peak)
 
 

@@ -27,7 +27,7 @@ class JpegXl(GridCodec):
 
     @classmethod
     def sweep(cls, peak: float) -> tuple[float, ...]:
-        return (15.0, 8.0, 4.0, 2.0, 1.0, 0.6, 0.35, 0.2)
+        return (25.0, 15.0, 8.0, 4.0, 2.0, 1.0, 0.6, 0.35, 0.2)
 
     def encode_grid(self, pixels: Pixels, setting: float, peak: float) -> bytes:
         signed = pixels.dtype.kind == "i"
