@@ -102,7 +102,7 @@ class Inbox:
         by_scene: dict[str, list[Arrival]] = {}
         for arrival in arrivals:
             by_scene.setdefault(arrival.incoming.scene_id, []).append(arrival)
-        written = []
+        written, sizes = [], {}
         for scene_id, group in by_scene.items():
             if self._ledger.settled(scene_id):
                 continue  # another stream was faster: all of it is on disk already
@@ -116,8 +116,9 @@ class Inbox:
                     file.write_at(arrival.content, start + arrival.incoming.span(arrival.index)[0])
                 file.sync()
             written += [(scene_id, item) for item in runs_of(arrival.index for arrival in group)]
+            sizes[scene_id] = sum(len(arrival.content) for arrival in group)
         if written:
-            self._ledger.commit(written)
+            self._ledger.commit(written, sizes)
 
     def verify(self, incoming: Incoming) -> StreamError | OSError | None:
         """Read the whole scene back; what is wrong with it, or with reading it, or None. May run in any thread."""

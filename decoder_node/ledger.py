@@ -17,7 +17,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,13 +132,24 @@ class Ledger:
                 values,
             )
 
-    def commit(self, ranges: Iterable[tuple[str, Range]]) -> None:
-        """These chunks are on disk, synced. Durable when this returns."""
+    def commit(self, ranges: Iterable[tuple[str, Range]], sizes: Mapping[str, int] | None = None) -> None:
+        """These chunks are on disk, synced. Durable when this returns. `sizes`: their bytes, by scene, for the
+        history."""
         rows = [(scene_id, item.first, item.count) for scene_id, item in ranges]
+        now, counts = time.time(), Counter[str]()
+        for scene_id, _, count in rows:
+            counts[scene_id] += count
         with guarded(self._path), transaction(self._db):
             self._db.executemany("INSERT OR IGNORE INTO committed VALUES (?, ?, ?)", rows)
-            names = [(time.time(), scene_id) for scene_id in {row[0] for row in rows}]
-            self._db.executemany("UPDATE scenes SET progress_at = ? WHERE scene_id = ?", names)
+            self._db.executemany(
+                "UPDATE scenes SET progress_at = ? WHERE scene_id = ?", [(now, scene_id) for scene_id in counts]
+            )
+            came = [(int(now // 60), size, counts[scene_id], scene_id) for scene_id, size in (sizes or {}).items()]
+            self._db.executemany(
+                "INSERT INTO traffic (node, minute, bytes, chunks) SELECT node, ?, ?, ? FROM scenes WHERE scene_id = ?"
+                " ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes, chunks = chunks + excluded.chunks",
+                came,
+            )
 
     def committed(self, scene_id: str) -> list[Range]:
         """What `commit` was told, in ascending order; ranges may overlap."""
@@ -229,7 +241,8 @@ class Ledger:
             self._db.execute(query, (chunks, scene_id))
             if result is not None:
                 query = "UPDATE scenes SET state = 'partial', decoded_at = ?, result = ? WHERE scene_id = ?"
-                self._db.execute(f"{query} AND durable_at IS NULL", (time.time(), json.dumps(result), scene_id))
+                kept = json.dumps(self._placed(scene_id, result))
+                self._db.execute(f"{query} AND durable_at IS NULL", (time.time(), kept, scene_id))
 
     def decoding(self, scene_id: str, begun: bool) -> None:
         """A worker begins, or was stopped without its fault."""
@@ -240,7 +253,20 @@ class Ledger:
         """The GeoTIFFs and the catalogue's item are at their places."""
         with guarded(self._path), transaction(self._db):
             query = "UPDATE scenes SET state = 'decoded', reason = NULL, decoding = 0, decoded_at = ?, result = ?"
-            self._db.execute(f"{query} WHERE scene_id = ?", (time.time(), json.dumps(result), scene_id))
+            kept = json.dumps(self._placed(scene_id, result))
+            self._db.execute(f"{query} WHERE scene_id = ?", (time.time(), kept, scene_id))
+
+    def _placed(self, scene_id: str, result: dict[str, Any]) -> dict[str, Any]:
+        """Note where and when a decoded scene is of (`result["place"]`, of `decoder_node.footprint`), within a
+        transaction; returns the rest."""
+        place = result.get("place")
+        if place is None:
+            return result
+        box = place.get("bbox") or (None,) * 4
+        outline = json.dumps(place["outline"], separators=(",", ":")) if place.get("outline") else None
+        values = (scene_id, place.get("acquired"), outline, *box)
+        self._db.execute("INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        return {key: value for key, value in result.items() if key != "place"}
 
     def failed(self, scene_id: str, reason: str) -> str:
         """Decoding has failed once more; returns the state: durable (try again) or quarantined."""

@@ -16,7 +16,7 @@ from typing import Final
 from downlink.errors import DownlinkError
 
 FILE: Final = "ledger.sqlite"
-VERSION: Final = 3  # 1 knew no nodes, 2 decoded no partial scenes and asked for nothing
+VERSION: Final = 4  # 1 knew no nodes, 2 decoded no partial scenes and asked for nothing, 3 kept no history
 
 _ASKS: Final = """
 CREATE TABLE asks (
@@ -33,6 +33,30 @@ CREATE TABLE asks (
   answered_at  REAL
 );
 CREATE INDEX unanswered ON asks (node, number) WHERE state = 'waiting'
+"""
+# places: where and when a scene is of, from when it was decoded. traffic: what was committed in each minute.
+_HISTORY: Final = """
+CREATE TABLE places (
+  scene_id TEXT PRIMARY KEY REFERENCES scenes, acquired TEXT, outline TEXT, west REAL, south REAL, east REAL, north REAL
+) WITHOUT ROWID;
+CREATE TABLE traffic (
+  node TEXT NOT NULL, minute INTEGER NOT NULL, bytes INTEGER NOT NULL, chunks INTEGER NOT NULL,
+  waiting_bytes INTEGER, PRIMARY KEY (node, minute)
+) WITHOUT ROWID;
+CREATE TABLE nodes (
+  node            TEXT PRIMARY KEY,
+  address         TEXT NOT NULL,
+  software        TEXT NOT NULL DEFAULT '',
+  streams         INTEGER NOT NULL DEFAULT 0,
+  seen_at         REAL NOT NULL,
+  waiting_scenes  INTEGER,
+  waiting_bytes   INTEGER,
+  kept_scenes     INTEGER,
+  next_contact_at REAL,
+  reported_at     REAL
+) WITHOUT ROWID;
+CREATE INDEX by_state ON scenes (state, offered_at);
+CREATE INDEX by_offer ON scenes (offered_at, scene_id)
 """
 _INDEXES: Final = """
 CREATE INDEX by_node ON scenes (node, decoded_at);
@@ -65,7 +89,8 @@ CREATE TABLE committed (
   scene_id TEXT NOT NULL REFERENCES scenes, first INTEGER NOT NULL, count INTEGER NOT NULL,
   PRIMARY KEY (scene_id, first, count)
 ) WITHOUT ROWID;
-{_ASKS}
+{_ASKS};
+{_HISTORY}
 """
 # What brings a ledger of an earlier version up to the next one.
 MIGRATIONS: Final = {
@@ -78,6 +103,7 @@ UPDATE scenes SET progress_at = offered_at;
 DROP TABLE asks;
 {_ASKS}
 """,
+    3: _HISTORY,
 }
 
 

@@ -31,6 +31,7 @@ from decoder_node.identity import NOBODY, Tls, node_name
 from decoder_node.inbox import RETRY_S, Inbox, is_full
 from decoder_node.ledger import LedgerError
 from decoder_node.log import log
+from decoder_node.nodes import Nodes
 from decoder_node.server import Server
 from downlink import limits
 from downlink.action import (
@@ -43,12 +44,13 @@ from downlink.action import (
     Open,
     ReadPart,
     Reject,
+    Reported,
     Send,
     Status,
     Waiting,
 )
 from downlink.errors import LinkError
-from downlink.frame import Answer, Refusal, RefusalCode, SceneState, State
+from downlink.frame import Answer, Hello, Refusal, RefusalCode, Report, SceneState, State
 from downlink.framing import edge_frame, ground_message
 from downlink.incoming import Incoming
 from downlink.session import GroundSession
@@ -72,9 +74,11 @@ class Receiver:
         software: str,
         admission: Admission | None = None,
         asks: Asks | None = None,
+        nodes: Nodes | None = None,
     ) -> None:
         self.inbox = inbox
         self.asks = asks
+        self._nodes = nodes
         self.software = software
         self.admission = admission or Admission()
         self.on_durable = on_durable
@@ -120,6 +124,7 @@ class Receiver:
             seat = self.admission.enter(node, context.peer().rpartition(":")[0], time.monotonic())
             self._seats.add(seat)
             log.info("stream opened", extra=facts)
+            await self._note(lambda nodes: nodes.came(seat.node, seat.address))
             close = await _Stream(self, context, seat).run()
         except asyncio.CancelledError:
             log.info("stream cut", extra=facts)
@@ -137,6 +142,7 @@ class Receiver:
             if seat is not None:
                 self._seats.discard(seat)
                 self.admission.leave(seat)
+                await self._note(lambda nodes: nodes.went(seat.node))
         if seat is None:  # a client that is cut off in its first words hears INTERNAL from its own gRPC instead
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(FIRST_WORD_S):
@@ -182,6 +188,21 @@ class Receiver:
             log.error("quarantined", extra={**facts, "reason": str(fault)})
         return state
 
+    async def _note(self, what: Callable[[Nodes], None]) -> None:
+        """Write down how a node is, for people. A disk that does not take it is no reason to end a stream."""
+        nodes = self._nodes
+        if nodes is not None:
+            with contextlib.suppress(LedgerError, RuntimeError):  # RuntimeError: the disk's thread has ended
+                await self.disk(lambda: what(nodes))
+
+    async def introduced(self, node: str, software: str) -> None:
+        """A node has said what it runs."""
+        await self._note(lambda nodes: nodes.introduced(node, software))
+
+    async def reported(self, node: str, report: Report) -> None:
+        """A node has said how it stands."""
+        await self._note(lambda nodes: nodes.reported(node, report))
+
     async def waiting(self, node: str, without: frozenset[str]) -> list[Waiting]:
         """What the ground asks of a node."""
         return [] if self.asks is None else await self.disk(partial(self.asks.waiting, node, without))
@@ -217,6 +238,7 @@ class _Stream:
         self._context = context
         self._seat = seat
         self._session = GroundSession(receiver.software)
+        self._software: str | None = None  # of the edge, until it is noted
 
     @property
     def node(self) -> str:
@@ -252,6 +274,9 @@ class _Stream:
                     if message is grpc.aio.EOF:
                         return await self._perform(session.end(now))
                     close = await self._perform(self._hear(message, now))
+                    if self._software is not None:
+                        await self._receiver.introduced(self.node, self._software)
+                        self._software = None
                     silent_at = time.monotonic() + limits.SILENT_STREAM_S
                     reading = to_its_end(self._context.read())
                 elif now >= silent_at:
@@ -275,7 +300,10 @@ class _Stream:
 
     def _hear(self, message: link_pb2.EdgeFrame, now: float) -> list[GroundAction]:
         try:
-            return self._session.receive(edge_frame(message), now)
+            frame = edge_frame(message)
+            if isinstance(frame, Hello):
+                self._software = frame.software
+            return self._session.receive(frame, now)
         except LinkError as error:
             return [Close(Status.INVALID_ARGUMENT, str(error))]
 
@@ -307,6 +335,8 @@ class _Stream:
                         waiting += session.found(found_asks, time.monotonic())
                     case Answered(answer):
                         await receiver.answered(self.node, answer)
+                    case Reported(report):
+                        await receiver.reported(self.node, report)
                     case ReadPart(ask_id, offset, length):
                         waiting += session.part(ask_id, offset, await receiver.part(ask_id, offset, length))
                     case Close():

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from downlink.frame import Answer, Ask, BundlePart, EdgeFrame, GroundFrame, Refusal
+from downlink.frame import Answer, Ask, BundlePart, EdgeFrame, GroundFrame, Refusal, Report
 from downlink.incoming import Incoming
 from downlink.ranges import Range
 
@@ -185,4 +185,11 @@ class ReadPart:
     length: int
 
 
-GroundAction = Send[GroundFrame] | Open | Commit | Finish | Reject | Look | Answered | ReadPart | Close
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """The edge has said how it stands: note it."""
+
+    report: Report
+
+
+GroundAction = Send[GroundFrame] | Open | Commit | Finish | Reject | Look | Answered | ReadPart | Reported | Close

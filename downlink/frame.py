@@ -100,6 +100,7 @@ class Welcome:
     revision: int
     software: str
     open_scenes_max: int = OPEN_SCENES_MAX
+    reports: bool = False  # does it take `Report`?
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,5 +151,15 @@ class BundlePart:
     content: bytes
 
 
-EdgeFrame = Hello | Offer | Chunks | Pause | Answer | Progress
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How the edge stands."""
+
+    waiting_scenes: int
+    waiting_bytes: int
+    kept_scenes: int
+    next_contact: int = 0  # seconds since 1970, UTC; 0: none is known
+
+
+EdgeFrame = Hello | Offer | Chunks | Pause | Answer | Progress | Report
 GroundFrame = Welcome | SceneState | Ack | Resend | Ask | BundlePart

@@ -36,6 +36,7 @@ from downlink.frame import (
     Progress,
     Refusal,
     RefusalCode,
+    Report,
     Resend,
     SceneState,
     State,
@@ -66,13 +67,16 @@ def edge_message(frame: EdgeFrame) -> pb.EdgeFrame:
             return pb.EdgeFrame(answer=pb.Answer(ask_id=bytes.fromhex(ask_id), code=code, message=_cut(text)))
         case Progress(ask_id, offset):
             return pb.EdgeFrame(progress=pb.Progress(ask_id=bytes.fromhex(ask_id), offset=offset))
+        case Report(scenes, size, kept, contact):
+            report = pb.Report(waiting_scenes=scenes, waiting_bytes=size, kept_scenes=kept, next_contact=contact)
+            return pb.EdgeFrame(report=report)
 
 
 def ground_message(frame: GroundFrame) -> pb.GroundFrame:
     """The message of a frame that the ground says."""
     match frame:
-        case Welcome(revision, software, open_scenes_max):
-            welcome = pb.Welcome(revision=revision, software=software, open_scenes_max=open_scenes_max)
+        case Welcome(revision, software, places, reports):
+            welcome = pb.Welcome(revision=revision, software=software, open_scenes_max=places, reports=reports)
             return pb.GroundFrame(welcome=welcome)
         case SceneState(scene_id, state, missing, refusal, payload_sha256):
             answer = None
@@ -129,6 +133,11 @@ def edge_frame(message: pb.EdgeFrame) -> EdgeFrame:
             if progress.offset > limits.BUNDLE_BYTES_MAX:
                 raise LinkError(f"Progress.offset is {progress.offset}, a bundle has {limits.BUNDLE_BYTES_MAX} at most")
             return Progress(_ask_id(progress.ask_id, "Progress"), progress.offset)
+        case "report":
+            report = message.report
+            if max(report.waiting_bytes, report.next_contact) >= 2**63:
+                raise LinkError("Report states more than 2^63 bytes or seconds: the frame is damaged")
+            return Report(report.waiting_scenes, report.waiting_bytes, report.kept_scenes, report.next_contact)
         case _:
             raise LinkError(
                 "a frame with no field set: the edge speaks a later revision than it said, or the frame is damaged"
@@ -141,7 +150,7 @@ def ground_frame(message: pb.GroundFrame) -> GroundFrame | None:
         case "welcome":
             welcome = message.welcome
             software = _text(welcome.software, limits.TEXT_BYTES_MAX, "Welcome.software")
-            return Welcome(welcome.revision, software, max(1, welcome.open_scenes_max))
+            return Welcome(welcome.revision, software, max(1, welcome.open_scenes_max), welcome.reports)
         case "scene_state":
             state = message.scene_state
             scene_id = _scene_id(state.scene_id, "SceneState")

@@ -6,7 +6,7 @@ lives with the caller, who carries out the actions in the order given and report
 
     edge:    Send, Delivered, Kept, Paused, Refused, Asked, Close
              and, pulled by whoever paces the link, `EdgeSession.take`
-    ground:  Send, Open, Commit, Finish, Reject, Look, Answered, ReadPart, Close
+    ground:  Send, Open, Commit, Finish, Reject, Look, Answered, ReadPart, Reported, Close
              answered by `opened`, `committed` or `failed`, `finished`, `found`, `part`
 
 `now` is any monotone clock in seconds; `deadline` says when `tick` must be called at the latest.

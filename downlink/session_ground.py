@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from downlink import manifest as manifests
-from downlink.action import Arrival, Close, Commit, Finish, GroundAction, Open, Reject, Send, Status, Waiting
+from downlink.action import Arrival, Close, Commit, Finish, GroundAction, Open, Reject, Reported, Send, Status, Waiting
 from downlink.asking import LOOK_S, Asking
 from downlink.errors import StreamError
 from downlink.frame import (
@@ -27,6 +27,7 @@ from downlink.frame import (
     Progress,
     Refusal,
     RefusalCode,
+    Report,
     Resend,
     SceneState,
     State,
@@ -74,7 +75,8 @@ class GroundSession:
                     reason = f"the edge speaks revision {frame.revision}, the ground {REVISION}; update the older one"
                     return [Close(Status.FAILED_PRECONDITION, reason)]
                 self._greeted = True
-                return [Send(Welcome(REVISION, self._software, self._places)), *self._asking.look(now)]
+                welcome = Welcome(REVISION, self._software, self._places, reports=True)
+                return [Send(welcome), *self._asking.look(now)]
             case Offer() if self._greeted:
                 return self._offer(frame)
             case Chunks() if self._greeted:
@@ -86,6 +88,8 @@ class GroundSession:
                 return self._asking.answered(frame, now)
             case Progress() if self._greeted:
                 return self._asking.progress(frame, now)
+            case Report() if self._greeted:
+                return [Reported(frame)]
             case _:
                 what = f"a second {type(frame).__name__}" if self._greeted else f"{type(frame).__name__} before Hello"
                 return [Close(Status.INVALID_ARGUMENT, f"{what}: a stream begins with Hello, once")]

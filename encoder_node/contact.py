@@ -17,7 +17,7 @@ from functools import partial
 
 from downlink.action import Asked, Close, Delivered, EdgeAction, Kept, Outgoing, Paused, Refused, Send
 from downlink.errors import Corrupt, LinkError
-from downlink.frame import Answer, Ask, BundlePart, Chunks, EdgeFrame, GroundFrame, Resend, Verdict
+from downlink.frame import Answer, Ask, BundlePart, Chunks, EdgeFrame, GroundFrame, Report, Resend, Verdict
 from downlink.manifest import scene_id as id_of
 from downlink.request import Install, Rollback, scene_of, unpack
 from downlink.session import EdgeSession
@@ -27,12 +27,14 @@ from encoder_node.outbox import Outbox
 
 POLL_S = 0.5  # how often the outbox is asked for news from other processes
 DRAIN_S = 0.3  # at least so long before the end of a pass nothing new is sent
+REPORT_S = 15.0  # how often the ground is told how the outbox stands, if that has changed
 CANDIDATES = 4  # scenes that are looked at in advance; a large one has a list of lengths of 4 MiB
 
 
 class Contact:
     """A stream's worth of sending. `wall` is the clock of the outbox's times to come back. `ends_at` is when the ground
-    is out of sight, on the clock of the calls. Without `models`, none is installed."""
+    is out of sight, on the clock of the calls. Without `models`, none is installed. `next_contact` gives when the next
+    pass begins, in seconds since 1970, or 0."""
 
     def __init__(
         self,
@@ -42,9 +44,13 @@ class Contact:
         wall: Callable[[], float] = time.time,
         ends_at: float | None = None,
         models: Models | None = None,
+        next_contact: Callable[[], int] = lambda: 0,
     ) -> None:
         self.session = session
         self.models = models
+        self._next_contact = next_contact
+        self._reported: Report | None = None
+        self._report_at = 0.0
         self._ends_at = ends_at
         self.progress_at: float | None = None  # when the ground last had something new
         self._outbox = outbox
@@ -61,6 +67,11 @@ class Contact:
         testing = self.models is not None and self.models.to_test() is not None
         return not self.session.known and not self._said and not testing
 
+    @property
+    def _just_empty(self) -> bool:
+        """Is nothing under way any more, and the ground thinks otherwise?"""
+        return bool(self._reported and self._reported.waiting_scenes and not self.session.known)
+
     def over(self, now: float) -> bool:
         """Is it time to stop, so that what is under way is acknowledged while the ground is in sight?"""
         if self._ends_at is None:
@@ -76,6 +87,8 @@ class Contact:
         """What to say now; None: nothing before the ground's next word, or before `POLL_S` has passed."""
         if self.over(now):
             return None
+        if self.session.reports and (now >= self._report_at or self._just_empty):
+            self._report(now)
         if not self._said:
             self._offer(now)
         if self._said:
@@ -167,6 +180,14 @@ class Contact:
         self._candidates.clear()
         self._exhausted = False
         self._look_at = now
+
+    def _report(self, now: float) -> None:
+        """Tell the ground how the outbox stands, unless it knows."""
+        report = Report(*self._outbox.waiting(), self._next_contact())
+        self._report_at = now + REPORT_S
+        if report != self._reported:
+            self._reported = report
+            self._said.append(report)
 
     def _offer(self, now: float) -> None:
         """Bring up the scenes whose turn it is."""

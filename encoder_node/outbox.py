@@ -200,6 +200,13 @@ class Outbox:
             row = (scene.order, layer, lacks_from)
             self._db.execute("INSERT OR REPLACE INTO temp.progress VALUES (?, ?, ?)", row)
 
+    def waiting(self) -> tuple[int, int, int]:
+        """(scenes that wait to be sent, their bytes, scenes whose finer layers wait to be asked for)."""
+        query = "SELECT state = 'kept', count(*), sum(bytes) FROM scenes WHERE state IN ('queued', 'kept') GROUP BY 1"
+        with guarded(self.folder):
+            found = {kept: (count, size) for kept, count, size in self._db.execute(query)}
+        return (*found.get(0, (0, 0)), found.get(1, (0, 0))[0])
+
     def undelivered(self) -> list[Entry]:
         """Scenes that should be on the ground and are not known to be safe there."""
         return [entry for entry in self.entries() if entry.state in ("queued", "refused", "damaged")]

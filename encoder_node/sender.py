@@ -200,7 +200,9 @@ class Sender:
         ]
         patience_s = max(self._patience_s, 4 * chunk_s)
         session = EdgeSession(options.software, window=self.window, patience_s=patience_s)
-        contact = Contact(self.outbox, session, frame_bytes(rate), ends_at=ends_at, models=self.models)
+        contact = Contact(
+            self.outbox, session, frame_bytes(rate), ends_at=ends_at, models=self.models, next_contact=self._next_start
+        )
         stub: Any = link_pb2_grpc.LinkServiceStub
         try:
             connection = channel(options.ground, settings, options.tls)
@@ -228,6 +230,13 @@ class Sender:
             except OutboxError as error:  # a disk that is full for a while, say: nothing was forgotten
                 return str(error)
         return ""
+
+    def _next_start(self) -> int:
+        """When the next pass begins, in seconds since 1970; 0 if none is known."""
+        with contextlib.suppress(ConfigError):
+            schedule = self.options.contacts.schedule()
+            return int((schedule and schedule.next_start(time.time())) or 0)
+        return 0
 
     async def disk(self, work: Callable[[], Result]) -> Result:
         """Run something on the outbox, in its own thread and in order."""

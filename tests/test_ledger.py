@@ -119,7 +119,7 @@ def test_a_ledger_of_an_earlier_version_is_brought_up_to_date(tmp_path: Path, ve
     db.commit()
     db.close()
     with pytest.raises(
-        LedgerError, match=rf"version {version}, this program reads 3; `decoder-node serve` brings it up"
+        LedgerError, match=rf"version {version}, this program reads 4; `decoder-node serve` brings it up"
     ):
         Ledger(tmp_path, read_only=True)
     Ledger(tmp_path).close()
@@ -326,7 +326,7 @@ def test_a_folder_without_a_ledger_is_refused(tmp_path: Path) -> None:
 def test_a_ledger_of_a_later_program_is_refused(tmp_path: Path, ledger: Ledger) -> None:
     ledger._db.execute("PRAGMA user_version = 9")
     ledger.close()
-    with pytest.raises(LedgerError, match="version 9, this program knows 3"):
+    with pytest.raises(LedgerError, match="version 9, this program knows 4"):
         Ledger(tmp_path)
 
 

@@ -41,6 +41,7 @@ from downlink.frame import (
     Progress,
     Refusal,
     RefusalCode,
+    Report,
     Resend,
     SceneState,
     State,
@@ -119,6 +120,7 @@ edge_frames = st.one_of(
     st.builds(Pause, ids),
     st.builds(Answer, names, st.sampled_from(Verdict), words),
     st.builds(Progress, names, st.integers(0, limits.BUNDLE_BYTES_MAX)),
+    st.builds(Report, *[st.integers(0, 2**32 - 1), st.integers(0, 2**63 - 1)] * 2),
 )
 reasons = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=40)
 refusals = st.builds(Refusal, st.sampled_from(RefusalCode), reasons, st.integers(1, RETRY_S_MAX))

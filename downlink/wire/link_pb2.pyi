@@ -48,20 +48,22 @@ ANSWER_CODE_REFUSED: AnswerCode
 ANSWER_CODE_UNKNOWN_SCENE: AnswerCode
 
 class EdgeFrame(_message.Message):
-    __slots__ = ("hello", "offer", "chunks", "pause", "answer", "progress")
+    __slots__ = ("hello", "offer", "chunks", "pause", "answer", "progress", "report")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     PAUSE_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     offer: Offer
     chunks: Chunks
     pause: Pause
     answer: Answer
     progress: Progress
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., chunks: _Optional[_Union[Chunks, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+    report: Report
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., chunks: _Optional[_Union[Chunks, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ...) -> None: ...
 
 class GroundFrame(_message.Message):
     __slots__ = ("welcome", "scene_state", "ack", "resend", "ask", "bundle_part")
@@ -96,14 +98,16 @@ class Hello(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("revision", "software", "open_scenes_max")
+    __slots__ = ("revision", "software", "open_scenes_max", "reports")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     OPEN_SCENES_MAX_FIELD_NUMBER: _ClassVar[int]
+    REPORTS_FIELD_NUMBER: _ClassVar[int]
     revision: int
     software: str
     open_scenes_max: int
-    def __init__(self, revision: _Optional[int] = ..., software: _Optional[str] = ..., open_scenes_max: _Optional[int] = ...) -> None: ...
+    reports: bool
+    def __init__(self, revision: _Optional[int] = ..., software: _Optional[str] = ..., open_scenes_max: _Optional[int] = ..., reports: bool = ...) -> None: ...
 
 class Offer(_message.Message):
     __slots__ = ("scene_id", "manifest", "priority")
@@ -288,6 +292,18 @@ class Progress(_message.Message):
     ask_id: bytes
     offset: int
     def __init__(self, ask_id: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class Report(_message.Message):
+    __slots__ = ("waiting_scenes", "waiting_bytes", "kept_scenes", "next_contact")
+    WAITING_SCENES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_SCENES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_CONTACT_FIELD_NUMBER: _ClassVar[int]
+    waiting_scenes: int
+    waiting_bytes: int
+    kept_scenes: int
+    next_contact: int
+    def __init__(self, waiting_scenes: _Optional[int] = ..., waiting_bytes: _Optional[int] = ..., kept_scenes: _Optional[int] = ..., next_contact: _Optional[int] = ...) -> None: ...
 
 class BundlePart(_message.Message):
     __slots__ = ("ask_id", "offset", "crc32c", "content")
