@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from decoder_node.cli_model import ask  # with all its commands
+from decoder_node.cli_page import options_of, page, page_options
 from downlink import __version__
 from downlink.errors import DownlinkError, LinkError
 
 if TYPE_CHECKING:
     from decoder_node.admission import Admission
     from decoder_node.identity import Tls
+    from decoder_node.page.process import PageOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -57,6 +59,10 @@ def _address(ctx: click.Context, _: click.Parameter, value: str) -> str:
     return value
 
 
+def _address_or_none(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else _address(ctx, parameter, value)
+
+
 def _bundle_ids(ctx: click.Context, _: click.Parameter, values: tuple[str, ...]) -> list[bytes]:
     """Ids of bundles."""
     for value in values:
@@ -74,7 +80,7 @@ def _configure(ctx: click.Context, _: click.Parameter, value: Path | None) -> Pa
             given = read_config(value)
         except DownlinkError as error:
             raise click.ClickException(str(error)) from error
-        ctx.default_map = dict.fromkeys(("serve", "list", "decode"), given)
+        ctx.default_map = dict.fromkeys(("serve", "list", "decode", "page"), given)
         archive = {key: value for key, value in given.items() if key == "archive"}
         ctx.default_map["ask"] = dict.fromkeys(ask.commands, archive)
     return value
@@ -165,12 +171,18 @@ def _tls(cert: Path | None, key: Path | None, ca: Path | None) -> Tls | None:
 )  # fmt: skip
 @_models
 @click.option(
+    "--page", metavar="HOST:PORT", callback=_address_or_none,
+    help="Serve the web page there, for example 127.0.0.1:8080. Default: no page.",
+)  # fmt: skip
+@page_options
+@click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
 def serve(
     archive: Path, listen: str, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None, insecure_listen: bool,
     nodes: tuple[str, ...], bundles: list[bytes], workers: int, worker_memory_mb: int | None, partial_after: float,
-    models: tuple[Path, ...], log_level: str,
+    models: tuple[Path, ...], page: str | None, page_hosts: tuple[str, ...], page_token: Path | None, page_open: bool,
+    log_level: str,
 ) -> None:  # fmt: skip
     """Receive scenes and decode them.
 
@@ -183,7 +195,7 @@ def serve(
     for its own scenes. Without them it listens on loopback only, unless --insecure-listen is given.
 
     \b
-    decoder-node serve --archive /srv/archive
+    decoder-node serve --archive /srv/archive --page 127.0.0.1:8080
     decoder-node serve --archive /srv/archive --listen 0.0.0.0:50551 --tls-cert ground.pem --tls-key ground.key \
         --tls-ca ca.pem --workers 4 --models /srv/models
     """
@@ -199,7 +211,10 @@ def serve(
     with _alone(archive):
         memory = None if worker_memory_mb is None else worker_memory_mb * 2**20
         after_s = partial_after or None
-        asyncio.run(_serve(archive, listen, tls, insecure_listen, admission, workers, memory, after_s, models))
+        shown = None
+        if page is not None:
+            shown = options_of(archive, page, page_hosts, page_token, page_open, models, log_level)
+        asyncio.run(_serve(archive, listen, tls, insecure_listen, admission, workers, memory, after_s, models, shown))
 
 
 async def _serve(
@@ -212,11 +227,13 @@ async def _serve(
     memory: int | None,
     partial_after_s: float | None,
     models: tuple[Path, ...],
+    page: PageOptions | None = None,
 ) -> None:
     from decoder_node.asks import Asks
     from decoder_node.inbox import Inbox
     from decoder_node.ledger import Ledger
     from decoder_node.log import log
+    from decoder_node.nodes import Nodes
     from decoder_node.receiver import Receiver
     from decoder_node.worker import Workers
 
@@ -236,20 +253,29 @@ async def _serve(
         )  # fmt: skip
         asks = Asks(archive, ledger)
         await loop.run_in_executor(disk, asks.recover)
-        receiver = Receiver(inbox, disk, workers.wake, f"decoder-node {__version__}", admission, asks)
+        nodes = Nodes(ledger)
+        await loop.run_in_executor(disk, nodes.recover)
+        receiver = Receiver(inbox, disk, workers.wake, f"decoder-node {__version__}", admission, asks, nodes)
         address = await receiver.start(listen, tls, insecure=insecure)
         await workers.start()
         if tls is None and insecure:
             log.warning("anybody who reaches this address can send scenes as any node", extra={"listen": address})
         facts = {"listen": address, "tls": tls is not None, "archive": str(archive), "workers": count}
         log.info("listening", extra=facts)
+        beside = None
+        if page is not None:
+            from decoder_node.page.process import Beside
+
+            beside = asyncio.create_task(Beside(page).keep())
         stopping, failing = asyncio.create_task(stop.wait()), asyncio.create_task(receiver.failed())
         await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
         error = failing.exception() if failing.done() else None
         for task in (stopping, failing):
             task.cancel()
         log.info("stopping")
-        await asyncio.gather(receiver.stop(), workers.stop())
+        if beside is not None:
+            beside.cancel()
+        await asyncio.gather(receiver.stop(), workers.stop(), *([asyncio.wait({beside})] if beside else []))
         log.info("stopped")
         if error is not None:
             raise error
@@ -311,6 +337,7 @@ def decode(stream: Path, out: Path, models: tuple[Path, ...], threads: int, as_j
 
 
 main.add_command(ask)
+main.add_command(page)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ process runs: the same, with its errors as values.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import resource
 import time
@@ -28,11 +29,13 @@ from downlink.errors import BundleError, DownlinkError
 from downlink.manifest import Manifest
 from downlink.part import PartReader
 from downlink.ranges import Range
+from downlink.scene import Scene
 from downlink.stream import StreamReader, read_head
 
 if TYPE_CHECKING:
     from decoder_node.compose import Row
 
+ERROR_OF_STEP, RATE_POWER = 0.74, 0.36  # see `estimated_quality`
 NEEDS_GROUND = "pip install 'latent-downlink[ground]' brings it"
 
 
@@ -55,6 +58,7 @@ class Decoded:
     manifest: Manifest
     paths: list[Path]  # one GeoTIFF per grid
     facts: dict[str, Any]
+    lengths: NDArray[np.int64]  # bytes of every chunk of the stream, by index
 
 
 def decode_stream(
@@ -98,6 +102,7 @@ def decode_stream(
         rows = decode_rows(manifest, reader.chunk, decoder)
         for grid, strips in itertools.groupby(rows, key=lambda row: row.grid):
             write_cog(paths[grid], manifest.scene, grid, _pixels(strips, missing), tags)
+        lengths = reader.lengths
         part: dict[str, Any] = {}
         if isinstance(reader, PartReader):  # by now it has found the chunks that the disk has changed
             part = {"partial": True, "layers": [round(share, 6) for share in reader.layers]}
@@ -105,11 +110,33 @@ def decode_stream(
     facts = {
         "stream_bytes": source.stat().st_size,
         "missing": round(sum(missing) / max(1, len(missing)), 6),
+        "raw_bytes": manifest.scene.raw_bytes,
+        "model": manifest.bundle_name,
+        **estimated_quality(manifest),
         "decode_s": round(time.monotonic() - began, 3),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         **part,
     }
-    return Decoded(manifest, paths, facts)
+    return Decoded(manifest, paths, facts, lengths)
+
+
+def estimated_quality(manifest: Manifest) -> dict[str, float]:
+    """What may be said about errors without the original: `estimated_psnr_db` (peak 10000, 255 for 8 bits) of the whole
+    scene, all of it there, from the quantiser's steps; `max_error` where every grid is exact.
+
+    A uniform quantiser of step s errs by s / sqrt(12) where it does not round to zero, and by less where a subband is
+    weaker than that, as most are: the fewer bits a scene takes, the more of it. `ERROR_OF_STEP` x rate ** `RATE_POWER`
+    is the share that was left on Sentinel-2 scenes from 0.06 to 1.1 bits per sample, where it meets the true PSNR
+    within 1.2 dB. Importance and weights are not known here: then it is further off.
+    """
+    if manifest.exact:
+        return {"max_error": max(coding.max_error for coding in manifest.codings)}
+    peak = 255.0 if manifest.scene.grids[0].dtype == "uint8" else 10_000.0
+    steps = [coding.step for coding in manifest.codings if coding.method == "planes"]
+    rate = 8 * manifest.payload_bytes / manifest.scene.samples
+    share = min(1.0, ERROR_OF_STEP * rate**RATE_POWER)
+    error = max(share * max(steps) / math.sqrt(12), math.sqrt(1 / 12))  # pixels are whole numbers
+    return {"estimated_psnr_db": round(20 * math.log10(peak / error), 1)}
 
 
 def _check_outputs(source: Path, paths: Sequence[Path]) -> None:
@@ -142,7 +169,9 @@ def archive_scene(
     """The task: decode a durable scene into the archive, or with `there` what has come of one, within the CPU time that
     its size allows. Returns what the ledger keeps, with paths relative to the archive."""
     try:
+        from decoder_node.bits import write_bits
         from decoder_node.catalogue import add_item
+        from decoder_node.footprint import footprint
         from decoder_node.quicklook import write_quicklook
     except ImportError as error:
         raise MissingExtra(f"the archive needs {error.name}; {NEEDS_GROUND}") from error
@@ -154,16 +183,41 @@ def archive_scene(
     folder.mkdir(parents=True, exist_ok=True)
     decoded = decode_stream(source, folder / f"{scene_id[:12]}.tif", model_folders, there=there)
     picture = write_quicklook(folder / f"{scene_id[:12]}.png", decoded.manifest.scene, decoded.paths)
+    bits = write_bits(folder / f"{scene_id[:12]}.bits.tif", decoded.manifest, decoded.lengths)
     received = datetime.fromtimestamp(received_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     facts = {"received": received, **decoded.facts}
-    assets = [*decoded.paths, picture, *([stream] if there is None else [])]
+    assets = [*decoded.paths, picture, bits, *([stream] if there is None else [])]
     item = add_item(archive, scene_id, decoded.manifest, assets, facts)
     return {
         "assets": [str(path.relative_to(archive)) for path in decoded.paths],
         "item": str(item.relative_to(archive)),
         "quicklook": str(picture.relative_to(archive)),
+        "bits": str(bits.relative_to(archive)),
+        "place": place_of(decoded.manifest.scene, footprint(decoded.manifest.scene)),
         **decoded.facts,
     }
+
+
+def place_of(scene: Scene, found: tuple[dict[str, Any] | None, list[float] | None]) -> dict[str, Any]:
+    """Where and when, as the ledger keeps it for searching: the moment (of an interval its begin) in UTC, the outline
+    as GeoJSON with a point per corner or so, and its box."""
+    from decoder_node.item import interval
+
+    geometry, box = found
+    times = interval(scene.acquired, "1970-01-01T00:00:00+00:00") if scene.acquired else {}
+    return {
+        "acquired": times.get("datetime") or times.get("start_datetime"),
+        "outline": geometry and {"type": geometry["type"], "coordinates": _thinned(geometry["coordinates"])},
+        "bbox": box,
+    }
+
+
+def _thinned(coordinates: Any) -> Any:
+    """Rings without the points between corners; some ten metres are enough to find a scene."""
+    if isinstance(coordinates[0][0], float | int):
+        ring = coordinates[::8] if len(coordinates) % 8 == 1 else coordinates
+        return [[round(x, 5), round(y, 5)] for x, y in ring]
+    return [_thinned(part) for part in coordinates]
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ EXTENSIONS: Final = [
     f"https://stac-extensions.github.io/{name}/schema.json"
     for name in ("eo/v2.0.0", "file/v2.1.0", "processing/v1.2.0", "projection/v2.0.0", "raster/v2.0.0")
 ]
+BITS: Final = ".bits.tif"
 _EPOCH: Final = "1970-01-01T00:00:00.000Z"
 _DAY: Final = timedelta(days=1, milliseconds=-1)
 _MEDIA: Final = {
@@ -64,6 +65,7 @@ def make_item(
         "created": created,
         **interval(scene.acquired, received),
         "processing:software": {"latent-downlink": __version__},
+        "processing:datetime": received,
         "processing:lineage": f"{_compression(manifest)}, decoded on the ground",
         "downlink:acquired": scene.acquired,
         "downlink:bundle": manifest.bundle_name,
@@ -110,16 +112,21 @@ def interval(acquired: str | None, received: str) -> Json:
 
 
 def _assets(scene: Scene, paths: Sequence[Path], folder: Path) -> Json:
-    rasters = [path for path in paths if path.suffix == ".tif"]
+    rasters = [path for path in paths if path.suffix == ".tif" and not path.name.endswith(BITS)]
     if len(rasters) != len(scene.grids):
         raise ValueError(f"{len(rasters)} GeoTIFFs for a scene of {len(scene.grids)} grids")
     assets: Json = {}
     for path in paths:
         media, roles = _MEDIA.get(path.suffix, ("application/octet-stream", ["metadata"]))
+        if path.name.endswith(BITS):
+            media, roles = "image/tiff; application=geotiff", ["bits", "metadata"]
         asset: Json = {"href": Path(os.path.relpath(path, folder)).as_posix(), "type": media, "roles": roles}
         asset["file:size"] = path.stat().st_size
         asset["file:checksum"] = "1220" + _sha256(path)  # a multihash: SHA-256, 32 bytes
         key = roles[0]
+        if path.name.endswith(BITS):
+            asset |= {"title": "Bits per sample that each tile took: where the scene was hard to foretell"}
+            asset |= {"bands": [{"name": "bits per sample"}], "data_type": "float32"}
         if path in rasters:
             asset |= _raster_fields(scene, scene.grids[rasters.index(path)])
             # OUT_10m.tif -> data_10m, see raster.output_paths

@@ -38,4 +38,5 @@ def log_to_stderr(level: str) -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     if level != "debug":
-        logging.getLogger("asyncio").setLevel(logging.WARNING)
+        for chatty in ("asyncio", "numexpr", "uvicorn", "distributed"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import BinaryIO, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downlink.chunk import check_chunk
 from downlink.errors import Corrupt
@@ -47,6 +48,11 @@ class PartReader:
     def scene_id(self) -> str:
         """The scene's id: 64 hex digits."""
         return scene_id(self.manifest_bytes)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Bytes of every chunk, there or not, by index."""
+        return self._lengths
 
     @property
     def bytes_there(self) -> int:

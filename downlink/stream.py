@@ -111,6 +111,7 @@ class StreamReader:
         pages = [self._read(page_length) for page_length, _ in self.manifest.pages]
         self.chunk_list: Final[ChunkList] = self.manifest.chunk_list(pages)
         lengths = np.concatenate([np.array([len(page) for page in pages], np.int64), self.chunk_list.lengths])
+        self.lengths: Final = lengths  # bytes of every chunk, by index
         self._ends = np.cumsum(lengths, dtype=np.int64) + (_HEADER.size + len(packed))
         self._pages = pages
 
