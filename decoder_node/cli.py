@@ -27,6 +27,7 @@ from downlink.errors import DownlinkError, LinkError
 
 if TYPE_CHECKING:
     from decoder_node.admission import Admission
+    from decoder_node.decoding import Task
     from decoder_node.identity import Tls
     from decoder_node.page.process import PageOptions
 
@@ -171,6 +172,10 @@ def _tls(cert: Path | None, key: Path | None, ca: Path | None) -> Tls | None:
 )  # fmt: skip
 @_models
 @click.option(
+    "--product", "products", multiple=True, type=click.Choice(["zarr"]),
+    help="What to write beside the GeoTIFFs. Needs latent-downlink[cube].",
+)  # fmt: skip
+@click.option(
     "--page", metavar="HOST:PORT", callback=_address_or_none,
     help="Serve the web page there, for example 127.0.0.1:8080. Default: no page.",
 )  # fmt: skip
@@ -181,8 +186,8 @@ def _tls(cert: Path | None, key: Path | None, ca: Path | None) -> Tls | None:
 def serve(
     archive: Path, listen: str, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None, insecure_listen: bool,
     nodes: tuple[str, ...], bundles: list[bytes], workers: int, worker_memory_mb: int | None, partial_after: float,
-    models: tuple[Path, ...], page: str | None, page_hosts: tuple[str, ...], page_token: Path | None, page_open: bool,
-    log_level: str,
+    models: tuple[Path, ...], products: tuple[str, ...], page: str | None, page_hosts: tuple[str, ...],
+    page_token: Path | None, page_open: bool, log_level: str,
 ) -> None:  # fmt: skip
     """Receive scenes and decode them.
 
@@ -200,6 +205,7 @@ def serve(
         --tls-ca ca.pem --workers 4 --models /srv/models
     """
     from decoder_node.admission import Admission
+    from decoder_node.decoding import task
     from decoder_node.durable import make_folder
     from decoder_node.log import log_to_stderr
 
@@ -214,7 +220,10 @@ def serve(
         shown = None
         if page is not None:
             shown = options_of(archive, page, page_hosts, page_token, page_open, models, log_level)
-        asyncio.run(_serve(archive, listen, tls, insecure_listen, admission, workers, memory, after_s, models, shown))
+        doing = partial(task, products=products)
+        asyncio.run(
+            _serve(archive, listen, tls, insecure_listen, admission, workers, memory, after_s, models, doing, shown)
+        )
 
 
 async def _serve(
@@ -227,7 +236,8 @@ async def _serve(
     memory: int | None,
     partial_after_s: float | None,
     models: tuple[Path, ...],
-    page: PageOptions | None = None,
+    doing: Task,
+    page: PageOptions | None,
 ) -> None:
     from decoder_node.asks import Asks
     from decoder_node.inbox import Inbox
@@ -248,7 +258,7 @@ async def _serve(
         for scene_id in await loop.run_in_executor(disk, inbox.recover):
             log.info("durable", extra={"scene": scene_id, "after": "restart"})
         workers = Workers(
-            archive, ledger, disk, models, count, memory=memory, trusts=admission.trusts,
+            archive, ledger, disk, models, count, doing, memory=memory, trusts=admission.trusts,
             partial_after_s=partial_after_s,
         )  # fmt: skip
         asks = Asks(archive, ledger)

@@ -40,6 +40,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     partial_after: Annotated[float, Meta(ge=0)] | None = None
     worker_memory_mb: Annotated[int, Meta(ge=1024)] | None = None
     models: list[str] | None = None
+    products: list[str] | None = None
     page: str | None = None
     page_hosts: list[str] | None = None
     page_token: str | None = None

@@ -165,9 +165,11 @@ def archive_scene(
     model_folders: Sequence[Path],
     received_at: float,
     there: Sequence[Range] | None = None,
+    products: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The task: decode a durable scene into the archive, or with `there` what has come of one, within the CPU time that
-    its size allows. Returns what the ledger keeps, with paths relative to the archive."""
+    its size allows. `products` beside the GeoTIFFs: "zarr". Returns what the ledger keeps, with paths relative to the
+    archive."""
     try:
         from decoder_node.bits import write_bits
         from decoder_node.catalogue import add_item
@@ -188,6 +190,9 @@ def archive_scene(
     facts = {"received": received, **decoded.facts}
     assets = [*decoded.paths, picture, bits, *([stream] if there is None else [])]
     item = add_item(archive, scene_id, decoded.manifest, assets, facts)
+    if "zarr" in products:
+        assets.append(_zarr(folder / f"{scene_id[:12]}.zarr", item))
+        item = add_item(archive, scene_id, decoded.manifest, assets, facts)
     return {
         "assets": [str(path.relative_to(archive)) for path in decoded.paths],
         "item": str(item.relative_to(archive)),
@@ -196,6 +201,15 @@ def archive_scene(
         "place": place_of(decoded.manifest.scene, footprint(decoded.manifest.scene)),
         **decoded.facts,
     }
+
+
+def _zarr(path: Path, item: Path) -> Path:
+    try:
+        from decoder_node.cube import write_zarr
+    except ImportError as error:
+        needs = "pip install 'latent-downlink[cube]' brings it"
+        raise MissingExtra(f"--product zarr needs {error.name}; {needs}") from error
+    return write_zarr(path, item)
 
 
 def place_of(scene: Scene, found: tuple[dict[str, Any] | None, list[float] | None]) -> dict[str, Any]:
@@ -235,10 +249,11 @@ def task(
     model_folders: Sequence[Path],
     received_at: float,
     there: Sequence[Range] | None = None,
+    products: Sequence[str] = (),
 ) -> Outcome:
     """`archive_scene` with its errors as values: an exception may not survive the way back to the parent."""
     try:
-        return Outcome(result=archive_scene(archive, scene_id, model_folders, received_at, there))
+        return Outcome(result=archive_scene(archive, scene_id, model_folders, received_at, there, products))
     except (BundleError, MissingExtra) as error:
         return Outcome(waits=str(error))
     except DownlinkError as error:

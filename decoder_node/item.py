@@ -35,6 +35,7 @@ _MEDIA: Final = {
     ".tif": ("image/tiff; application=geotiff; profile=cloud-optimized", ["data"]),
     ".png": ("image/png", ["overview", "thumbnail"]),
     ".dl": ("application/octet-stream", ["source"]),
+    ".zarr": ("application/vnd+zarr; version=3", ["zarr"]),
 }
 
 
@@ -121,8 +122,9 @@ def _assets(scene: Scene, paths: Sequence[Path], folder: Path) -> Json:
         if path.name.endswith(BITS):
             media, roles = "image/tiff; application=geotiff", ["bits", "metadata"]
         asset: Json = {"href": Path(os.path.relpath(path, folder)).as_posix(), "type": media, "roles": roles}
-        asset["file:size"] = path.stat().st_size
-        asset["file:checksum"] = "1220" + _sha256(path)  # a multihash: SHA-256, 32 bytes
+        if path.is_file():
+            asset["file:size"] = path.stat().st_size
+            asset["file:checksum"] = "1220" + _sha256(path)  # a multihash: SHA-256, 32 bytes
         key = roles[0]
         if path.name.endswith(BITS):
             asset |= {"title": "Bits per sample that each tile took: where the scene was hard to foretell"}
