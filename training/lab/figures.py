@@ -44,6 +44,22 @@ LABELS = {
     "interpolated_psnr_db": ("the same, interpolated, dB", "{:.2f}"),
     "rate_nats": ("KL, nats/patch", "{:.2f}"),
     "sample_distance": ("Fréchet distance of samples", "{:.3f}"),
+    **{f"labels_{count}_percent": (f"{count} labels, %", "{:.1f}") for count in (5, 20, 100)},
+    **{
+        f"auc_{kind}_{score}": (f"{kind}, {name}", "{:.3f}")
+        for kind in ("fire", "ship", "haze", "cloud")
+        for score, name in (("error", "error"), ("bits", "bits"))
+    },
+    "plain_psnr_db": ("PSNR without it, dB", "{:.2f}"),
+    "sam_deg": ("spectral angle, °", "{:.2f}"),
+    "plain_sam_deg": ("… without it, °", "{:.2f}"),
+    "distance": ("Fréchet distance", "{:.3f}"),
+    "plain_distance": ("… without it", "{:.3f}"),
+    "next_psnr_db": ("PSNR of the next scene, dB", "{:.2f}"),
+    "last_psnr_db": ("… if it were the last one, dB", "{:.2f}"),
+    "conditioned_bits": ("bits/sample, conditioned", "{:.3f}"),
+    "alone_bits": ("bits/sample, alone", "{:.3f}"),
+    "saved_percent": ("bits saved, %", "{:.1f}"),
     "steps": ("steps", "{:.0f}"),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,14 @@ def ends(model: str = "universal") -> tuple[PlaneEncoder, PlaneDecoder]:
     return PlaneEncoder(bundle), PlaneDecoder(bundle)
 
 
-def through(pixels: Pixels, target: Target, model: str = "universal") -> tuple[int, Pixels]:
+def through(
+    pixels: Pixels, target: Target, model: str = "universal", dtype: Literal["uint16", "int16"] = "uint16"
+) -> tuple[int, Pixels]:
     """(bytes of the `.dl` file, decoded pixels) of a scene (bands, height, width) in DN."""
-    whole: NDArray[Any] = np.clip(np.rint(pixels), 0, 65535).astype(np.uint16)
+    limit = np.iinfo(dtype)
+    whole: NDArray[Any] = np.clip(np.rint(pixels), limit.min, limit.max).astype(dtype)
     bands, height, width = whole.shape
-    scene = Scene(name="lab", grids=(Grid(height, width, "uint16", (Band(),) * bands),))
+    scene = Scene(name="lab", grids=(Grid(height, width, dtype, (Band(),) * bands),))
     encoder, decoder = ends(model)
     with encode_scene(ArraySource(scene, whole), encoder, target) as encoded:
         rows = [row.pixels for row in decode_rows(encoded.manifest, encoded.chunk, decoder)]
