@@ -1,6 +1,6 @@
 """A model bundle: the folder that both ends load, so that what one encodes the other decodes.
 
-    bundle.json     {"format": 1, "name", "version", "kind": "planes", "files": {name: sha256}, "parameters": {...}}
+    bundle.json     {"format": 1, "name", "version", "kind", "files": {name: sha256}, "parameters": {...}}
     encoder.onnx    left out of the decoder half (`split`)
     decoder.onnx    left out of the encoder half
     ...             prior_*.onnx, tables.bin, selftest.json, card.md: in both
@@ -32,7 +32,8 @@ from downlink.graph import check_graph
 from downlink.manifest import BUNDLE_NAME
 
 FORMAT: Final = 1
-KINDS: Final = ("planes",)
+KINDS: Final = ("planes", "enhance", "patches")
+"""The codec's; networks that make more of a decoded scene (downlink.enhance); autoencoders of the laboratory."""
 
 JSON: Final = "bundle.json"
 FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

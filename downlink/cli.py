@@ -5,9 +5,9 @@
     downlink export runs/mine --data DIR --out models/mine
     downlink models list
 
-`evaluate`, `train`, `export` and `lab` live in `evaluation` and `training`, which may import everything; this module names
-them and imports nothing of them, so that `downlink models` works on the smallest installation. A missing package is
-named in one sentence with the `pip install` that brings it. It is the one module of `downlink` that opens files.
+`evaluate`, `train`, `export` and `lab` live in `evaluation` and `training`, which may import everything; this module
+names them and imports nothing of them, so that `downlink models` works on the smallest installation. A missing package
+is named in one sentence with the `pip install` that brings it. It is the one module of `downlink` that opens files.
 """
 
 from __future__ import annotations

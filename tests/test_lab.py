@@ -3,6 +3,7 @@ writes its page."""
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -16,6 +17,7 @@ torch = pytest.importorskip("torch", reason="pip install 'latent-downlink[traini
 
 from click.testing import CliRunner  # noqa: E402
 
+from downlink.bundle import Bundle  # noqa: E402
 from tests import scenes  # noqa: E402
 from training.config import ConfigError  # noqa: E402
 from training.lab import entropy, heads, penalties  # noqa: E402
@@ -30,6 +32,7 @@ from training.lab.rows import Result, configs, find_rows, held_claims, run_trial
 from training.lab.tasks import anomaly, sequence, superresolve  # noqa: E402
 from training.lab.tasks.few_labels import land_cover  # noqa: E402
 from training.lab.trial import task_of  # noqa: E402
+from training.loop import find_rate, fit  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +132,7 @@ def test_a_code_is_counted_in_the_bytes_that_would_be_sent() -> None:
 def test_gradient_descent_finds_the_principal_subspace(lab: Lab) -> None:
     two = Network(architecture="dense", activation="none", code=2)
     exact, _ = lab.run("linear", "closed form", network=two)
-    learned, _ = lab.run("linear", "by gradient", 200, network=two)
+    learned, _ = lab.run("linear", "by gradient", 300, network=two)
     assert exact["of_pca_percent"] == pytest.approx(100, abs=1e-3)
     assert exact["angle_worst_deg"] < 0.1
     assert 98 < learned["of_pca_percent"] <= 100.001
@@ -383,6 +386,88 @@ def test_a_reference_saves_bits_and_is_never_worse(lab: Lab) -> None:
     assert figures["used"] > 0
     scene = np.random.default_rng(1).uniform(100, 3000, (12, 16, 16)).astype(np.float32)
     assert np.abs(sequence.fitted(0.7 * scene + 50, scene) - (0.7 * scene + 50)).max() < 0.1
+
+
+# ---- row 15: the loop's comforts
+
+
+def weights_after(trial: Trial, places: Places, folder: Path, resume: bool = False) -> dict[str, Any]:
+    task = task_of(trial, places)
+    fit(task, trial.schedule, trial.name, trial, folder, {}, resume, quiet=True, board=False)
+    loaded: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)
+    return loaded
+
+
+def test_one_seed_is_one_result_and_another_is_another(places: Places, tmp_path: Path) -> None:
+    trial = shortened(row_of("dense").variants["MSE"], 12)
+    first, again = (weights_after(trial, places, tmp_path / name)["weights"] for name in "ab")
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    other = weights_after(msgspec.structs.replace(trial, seed=2), places, tmp_path / "c")["weights"]
+    assert not torch.equal(first["stages.0.there.weight"], other["stages.0.there.weight"])
+
+
+def test_a_run_goes_on_where_it_was_stopped(places: Places, tmp_path: Path) -> None:
+    trial = shortened(row_of("dense").variants["MSE"], 10)
+    weights_after(trial, places, tmp_path / "run")
+    longer = shortened(row_of("dense").variants["MSE"], 15)
+    assert weights_after(longer, places, tmp_path / "run", resume=True)["state"]["step"] == 15
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 10, 10, 15]  # what each run is, and its reports
+
+
+def test_a_run_that_gets_no_better_stops_early(places: Places, tmp_path: Path) -> None:
+    trial = shortened(row_of("dense").variants["MSE"], 60)
+    schedule = msgspec.structs.replace(trial.schedule, patience=2, validate_every=3, learning_rate=0.0)
+    stopped = weights_after(msgspec.structs.replace(trial, schedule=schedule), places, tmp_path / "run")
+    assert stopped["state"]["step"] == 6  # the first validation is the best; two more are not
+
+
+def test_the_finder_finds_a_rate_that_learns_and_puts_the_weights_back(places: Places) -> None:
+    task = task_of(row_of("dense").variants["MSE"], places)
+    before = {key: value.clone() for key, value in task.module.state_dict().items()}
+    rate, curve = find_rate(task)
+    assert 1e-4 < rate < 0.2
+    assert curve[-1][1] > min(loss for _, loss in curve)
+    assert all(torch.equal(before[key], value) for key, value in task.module.state_dict().items())
+
+
+def test_tensorboard_gets_figures_pictures_and_histograms(places: Places, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_trial(shortened(row_of("dense").variants["MSE"], 3), places, tmp_path / "run", board=True)
+    seen = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Tags()
+    assert {"loss", "score", "rate"} <= set(seen["scalars"])
+    assert seen["images"] == ["held_out"]
+    assert seen["histograms"] == ["code"]
+
+
+def test_half_precision_learns(lab: Lab) -> None:
+    before, _ = lab.run("comforts", "bfloat16", 1)
+    after, task = lab.run("comforts", "bfloat16", 60)
+    assert after["psnr_db"] > before["psnr_db"] + 1
+    assert all(p.dtype == torch.float32 for p in task.module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("row", "variant", "kind"), [("dense", "MSE", "patches"), ("denoising", "restorer", "enhance")]
+)
+def test_an_export_gives_what_was_trained_and_has_a_card(
+    lab: Lab, tmp_path: Path, row: str, variant: str, kind: str
+) -> None:
+    from training.lab.export import export
+
+    steps = {"dense": 150, "denoising": 60}[row]
+    figures, _ = lab.run(row, variant, steps)
+    result = Result(row, variant, 1, figures, lab.folder / f"{row}-{variant}-{steps}")
+    checks = export(row_of(row), result, lab.places, tmp_path / "bundle")
+    assert all(value < 1e-3 for value in checks.values())
+    bundle = Bundle.read(tmp_path / "bundle")
+    bundle.verify()
+    assert bundle.kind == kind
+    card = bundle.file("card.md").decode()
+    assert f"{figures['psnr_db']:.4g}" in card
+    assert "## Not for" in card
 
 
 # ---- the command

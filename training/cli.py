@@ -25,6 +25,9 @@ from downlink.errors import DownlinkError
     metavar="RUN",
     help="Fine-tune: begin from the weights of a released bundle (universal) or of a run (runs/mine/best.pt).",
 )
+@click.option(
+    "--find-rate", is_flag=True, help="Do not train: try rising learning rates on some batches, and say which to set."
+)
 @click.option("--bands", metavar="1,2,3", help="Bands to train on, numbered from 1. Default: all.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, e.g. schedule.minutes=10."
@@ -35,6 +38,7 @@ def train(
     out: Path,
     resume: bool,
     start: str | None,
+    find_rate: bool,
     bands: str | None,
     overrides: tuple[str, ...],
 ) -> None:
@@ -43,6 +47,7 @@ def train(
     \b
       downlink train training/configs/universal.toml --data DIR --out runs/universal
       downlink train training/configs/mine.toml --data DIR --out runs/mine --start universal --bands 2,3,4,8
+      torchrun --nproc-per-node 2 -m downlink.cli train training/configs/universal.toml --data DIR --out runs/universal
     """
     from training.config import read_config
     from training.train import train as run_training
@@ -52,6 +57,15 @@ def train(
         overrides = (*overrides, f"corpus.bands=[{bands}]")
     try:
         found = None if start is None else find_weights(start)
+        if find_rate:
+            from training.loop import find_rate as search
+            from training.train import prepare
+
+            rate, curve = search(prepare(read_config(config, overrides), data, found)[0])
+            for tried, loss in curve[:: max(1, len(curve) // 12)]:
+                click.echo(f"rate {tried:.1e}  loss {loss:.4f}")
+            click.echo(f"--set schedule.learning_rate={rate:.1e}")
+            return
         best = run_training(read_config(config, overrides), data, out, resume=resume, start=found)
     except DownlinkError as error:
         raise click.ClickException(str(error)) from error

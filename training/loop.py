@@ -269,6 +269,7 @@ def fit(
             state.stale = int(stale)
             if schedule.patience and state.stale >= schedule.patience:
                 break
+    parallel.check_same(module)
     prefetch.close()
     bar.close()
     if writer is not None:

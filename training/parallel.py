@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from training.config import ConfigError
+
 
 def rank() -> int:
     """This process's number; 0 is the one that validates, writes and logs."""
@@ -52,6 +54,19 @@ def agreed(*values: float) -> tuple[float, ...]:
     shared = torch.tensor(values, dtype=torch.float64, device=device())
     distributed.broadcast(shared, 0)
     return tuple(shared.tolist())
+
+
+def check_same(module: nn.Module) -> None:
+    """ConfigError unless all processes have the same weights, as they must after every step."""
+    if world() == 1:
+        return
+    digest = torch.stack([p.detach().double().sum() for p in module.parameters()]).to(device())
+    largest, smallest = digest.clone(), digest.clone()
+    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+    distributed.all_reduce(smallest, distributed.ReduceOp.MIN)
+    apart = float((largest - smallest).abs().max())
+    if apart > 0:
+        raise ConfigError(f"{world()} processes ended with different weights (sums up to {apart:.1e} apart)")
 
 
 class _Loss(nn.Module):

@@ -152,7 +152,10 @@ def prepare(run: Run, data: Path, start: Path | None = None) -> tuple[UniversalT
     else:
         codec.load_state_dict(torch.load(start, weights_only=True, map_location="cpu")["average"])
     codec = codec.to(device, memory_format=torch.channels_last)
-    facts = {"seed": run.seed, "commit": commit(), "pictures": len(training), "held_out": len(held)}
+    facts: dict[str, Any] = {
+        "seed": run.seed, "commit": commit(), "pictures": len(training), "held_out": len(held),
+        "processes": parallel.world(),
+    }  # fmt: skip
     return UniversalTask(codec, sampler, validation_batches(held, run), run), {**facts, "device": str(device)}
 
 

@@ -86,6 +86,10 @@ class Trial(Struct, frozen=True, forbid_unknown_fields=True):
     """What is added to the loss: training/lab/penalties/NAME.py, each with its weight."""
     greedy: float = 0.0
     """Share of the run in which stages are trained one after the other, each on what the one before gives."""
+    find_rate: bool = False
+    """Begin with the learning rate that the finder finds (training/loop.py), not with the schedule's."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of products in forward and backward; weights and sums stay float32."""
     closed_form: bool = False
     """No training: the principal components of the training patches become the weights."""
     options: dict[str, Any] = {}

@@ -24,7 +24,7 @@ from training.lab.config import FOLDER, Row, Trial, digest, read_row
 from training.lab.figures import FIGURES
 from training.lab.places import Places
 from training.lab.trial import Reconstruct, task_of
-from training.loop import fit, save
+from training.loop import find_rate, fit, save
 
 Figures = dict[str, float]
 MEASURING = 0.3
@@ -89,8 +89,13 @@ def run_trial(
         folder.mkdir(parents=True, exist_ok=True)
         save(best, {"average": task.module.state_dict(), "state": {"step": 0}})
     elif not (folder / "done").exists():
-        facts = {"seed": trial.seed, "commit": commit(), "places": len(places.train)}
-        fit(task, trial.schedule, trial.name, trial, folder, facts, True, quiet, board, fused=True, ahead=0)
+        schedule = trial.schedule
+        facts: dict[str, Any] = {"seed": trial.seed, "commit": commit(), "places": len(places.train)}
+        if trial.find_rate and not (folder / "checkpoint.pt").exists():
+            rate, _ = find_rate(task)
+            schedule = msgspec.structs.replace(schedule, learning_rate=rate)
+            facts["found_rate"] = rate
+        fit(task, schedule, trial.name, trial, folder, facts, True, quiet, board, fused=True, ahead=0)
         (folder / "done").touch()
     saved = torch.load(best, weights_only=True)
     task.module.load_state_dict(saved["average"])

@@ -78,8 +78,9 @@ class Reconstruct:
         seen, clean = batch
         if done < self.trial.greedy:
             return self.stage_loss(seen, int(done / self.trial.greedy * len(self.network.stages)))
-        one: Pass = self.module(seen, clean)
-        loss = self.error(one.output, one.target)
+        with torch.autocast(clean.device.type, torch.bfloat16, enabled=self.trial.precision == "bfloat16"):
+            one: Pass = self.module(seen, clean)
+        loss = self.error(one.output.float(), one.target)
         for name, weight in self.trial.penalties.items():
             loss = loss + weight * penalties.find(name)(one)
         return loss
