@@ -53,6 +53,13 @@ def add_item(
     return path
 
 
+def add_item_to(collection: Json | None, item: Json) -> tuple[Json, Json]:
+    """(the catalogue, the collection) with the item in it, for whoever keeps them elsewhere."""
+    changed = collection or _new_collection()
+    _admit(changed, item)
+    return _new_catalog(), changed
+
+
 def _new_catalog() -> Json:
     return {
         "type": "Catalog",

@@ -8,13 +8,8 @@ line with 2.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import json
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,14 +17,12 @@ import click
 
 from decoder_node.cli_model import ask  # with all its commands
 from decoder_node.cli_page import options_of, page, page_options
+from decoder_node.cli_reprocess import models_option, place_options, reprocess
 from downlink import __version__
-from downlink.errors import DownlinkError, LinkError
+from downlink.errors import DownlinkError
 
 if TYPE_CHECKING:
-    from decoder_node.admission import Admission
-    from decoder_node.decoding import Task
     from decoder_node.identity import Tls
-    from decoder_node.page.process import PageOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -107,10 +100,7 @@ def main() -> None:
 _archive = click.option(
     "--archive", required=True, type=click.Path(path_type=Path, file_okay=False), help="The archive's folder."
 )
-_models = click.option(
-    "--models", multiple=True, type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="A folder of model bundles, beside the released ones. May be given several times.",
-)  # fmt: skip
+_models = models_option
 
 
 def _tls_options(command: Command) -> Command:
@@ -158,22 +148,15 @@ def _tls(cert: Path | None, key: Path | None, ca: Path | None) -> Tls | None:
     "--bundles", multiple=True, metavar="ID", callback=_bundle_ids,
     help="The id (64 hex digits) of a bundle whose scenes are taken. May be given several times. Default: all.",
 )  # fmt: skip
-@click.option(
-    "--workers", type=click.IntRange(0, 256), default=1, show_default=True, metavar="N",
-    help="Processes that decode. 0: only receive.",
-)  # fmt: skip
-@click.option(
-    "--worker-memory-mb", type=click.IntRange(1024), metavar="N",
-    help="Address space of each of them. Default: their share of 3/4 of the memory, at least 2048.",
-)  # fmt: skip
+@place_options
 @click.option(
     "--partial-after", type=click.FloatRange(0), default=10.0, show_default=True, metavar="S",
     help="Decode what has come of a scene when nothing more has come for so long. 0: only complete scenes.",
 )  # fmt: skip
 @_models
 @click.option(
-    "--product", "products", multiple=True, type=click.Choice(["zarr"]),
-    help="What to write beside the GeoTIFFs. Needs latent-downlink[cube].",
+    "--metrics", metavar="HOST:PORT", callback=_address_or_none,
+    help="Answer Prometheus there (GET /metrics), for example 127.0.0.1:9108. Default: nowhere.",
 )  # fmt: skip
 @click.option(
     "--page", metavar="HOST:PORT", callback=_address_or_none,
@@ -185,9 +168,9 @@ def _tls(cert: Path | None, key: Path | None, ca: Path | None) -> Tls | None:
 )
 def serve(
     archive: Path, listen: str, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None, insecure_listen: bool,
-    nodes: tuple[str, ...], bundles: list[bytes], workers: int, worker_memory_mb: int | None, partial_after: float,
-    models: tuple[Path, ...], products: tuple[str, ...], page: str | None, page_hosts: tuple[str, ...],
-    page_token: Path | None, page_open: bool, log_level: str,
+    nodes: tuple[str, ...], bundles: list[bytes], workers: int | str, worker_memory_mb: int | None,
+    partial_after: float, models: tuple[Path, ...], products: tuple[str, ...], store: str, metrics: str | None,
+    page: str | None, page_hosts: tuple[str, ...], page_token: Path | None, page_open: bool, log_level: str,
 ) -> None:  # fmt: skip
     """Receive scenes and decode them.
 
@@ -205,93 +188,27 @@ def serve(
         --tls-ca ca.pem --workers 4 --models /srv/models
     """
     from decoder_node.admission import Admission
-    from decoder_node.decoding import task
     from decoder_node.durable import make_folder
     from decoder_node.log import log_to_stderr
+    from decoder_node.serving import Serving, alone
+    from decoder_node.serving import serve as run_serve
 
     log_to_stderr(log_level)
     tls = _tls(tls_cert, tls_key, tls_ca)
     make_folder(archive)
     archive = archive.resolve()
     admission = Admission(nodes, bundles)
-    with _alone(archive):
+    with alone(archive):
         memory = None if worker_memory_mb is None else worker_memory_mb * 2**20
-        after_s = partial_after or None
         shown = None
         if page is not None:
             shown = options_of(archive, page, page_hosts, page_token, page_open, models, log_level)
-        doing = partial(task, products=products)
-        asyncio.run(
-            _serve(archive, listen, tls, insecure_listen, admission, workers, memory, after_s, models, doing, shown)
-        )
-
-
-async def _serve(
-    archive: Path,
-    listen: str,
-    tls: Tls | None,
-    insecure: bool,
-    admission: Admission,
-    count: int,
-    memory: int | None,
-    partial_after_s: float | None,
-    models: tuple[Path, ...],
-    doing: Task,
-    page: PageOptions | None,
-) -> None:
-    from decoder_node.asks import Asks
-    from decoder_node.inbox import Inbox
-    from decoder_node.ledger import Ledger
-    from decoder_node.log import log
-    from decoder_node.nodes import Nodes
-    from decoder_node.receiver import Receiver
-    from decoder_node.worker import Workers
-
-    disk = ThreadPoolExecutor(1, thread_name_prefix="ledger")
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    ledger = await loop.run_in_executor(disk, partial(Ledger, archive, create=True))
-    try:
-        inbox = await loop.run_in_executor(disk, partial(Inbox, archive, ledger))
-        for scene_id in await loop.run_in_executor(disk, inbox.recover):
-            log.info("durable", extra={"scene": scene_id, "after": "restart"})
-        workers = Workers(
-            archive, ledger, disk, models, count, doing, memory=memory, trusts=admission.trusts,
-            partial_after_s=partial_after_s,
+        how = Serving(
+            archive=archive, listen=listen, tls=tls, insecure=insecure_listen, admission=admission, workers=workers,
+            memory=memory, partial_after_s=partial_after or None, models=models, products=products, store=store,
+            page=shown, metrics=metrics,
         )  # fmt: skip
-        asks = Asks(archive, ledger)
-        await loop.run_in_executor(disk, asks.recover)
-        nodes = Nodes(ledger)
-        await loop.run_in_executor(disk, nodes.recover)
-        receiver = Receiver(inbox, disk, workers.wake, f"decoder-node {__version__}", admission, asks, nodes)
-        address = await receiver.start(listen, tls, insecure=insecure)
-        await workers.start()
-        if tls is None and insecure:
-            log.warning("anybody who reaches this address can send scenes as any node", extra={"listen": address})
-        facts = {"listen": address, "tls": tls is not None, "archive": str(archive), "workers": count}
-        log.info("listening", extra=facts)
-        beside = None
-        if page is not None:
-            from decoder_node.page.process import Beside
-
-            beside = asyncio.create_task(Beside(page).keep())
-        stopping, failing = asyncio.create_task(stop.wait()), asyncio.create_task(receiver.failed())
-        await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
-        error = failing.exception() if failing.done() else None
-        for task in (stopping, failing):
-            task.cancel()
-        log.info("stopping")
-        if beside is not None:
-            beside.cancel()
-        await asyncio.gather(receiver.stop(), workers.stop(), *([asyncio.wait({beside})] if beside else []))
-        log.info("stopped")
-        if error is not None:
-            raise error
-    finally:
-        disk.shutdown(wait=True)
-        ledger.close()
+        asyncio.run(run_serve(how))
 
 
 @main.command(name="list")
@@ -348,14 +265,4 @@ def decode(stream: Path, out: Path, models: tuple[Path, ...], threads: int, as_j
 
 main.add_command(ask)
 main.add_command(page)
-
-
-@contextlib.contextmanager
-def _alone(archive: Path) -> Iterator[None]:
-    """One server per archive: the ledger has one writer."""
-    with (archive / "serve.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LinkError(f"another `decoder-node serve` uses the archive {archive}; stop it first") from None
-        yield
+main.add_command(reprocess)

@@ -36,11 +36,13 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     insecure_listen: bool | None = None
     nodes: list[str] | None = None
     bundles: list[str] | None = None
-    workers: Annotated[int, Meta(ge=0, le=256)] | None = None
+    workers: Annotated[int, Meta(ge=0, le=256)] | str | None = None
     partial_after: Annotated[float, Meta(ge=0)] | None = None
     worker_memory_mb: Annotated[int, Meta(ge=1024)] | None = None
     models: list[str] | None = None
     products: list[str] | None = None
+    metrics: str | None = None
+    store: str | None = None
     page: str | None = None
     page_hosts: list[str] | None = None
     page_token: str | None = None

@@ -15,9 +15,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from downlink import dct, lap, selftest
+from downlink import dct, lap, selftest, synthesis
 from downlink import mask as masks
-from downlink.accelerator import accelerator_of
+from downlink.accelerator import accelerator_of, corrector_of
 from downlink.bundle import Bundle
 from downlink.chunk import ChunkKey, GridCoding, Kind, Layout
 from downlink.errors import Malformed, Unsupported
@@ -60,20 +60,22 @@ class PlaneDecoder:
 
         self._synthesis = session("decoder.onnx")
         self._sessions = {name: session(name) for name in (FEATURES, *GRAPHS)}
+        self._corrector = corrector_of(bundle.file("decoder.onnx"))
         native = accelerator_of(bundle.file, self.spec, self.tables)
         self.prior = Prior(lambda name, inputs: self._sessions[name].run(None, inputs), native)
         selftest.check(self.spec, self.tables, self.prior, bundle.file("selftest.json"), bundle.name)
 
     def synthesise(self, values: Values, levels: NDArray[np.uint8]) -> Values:
         """Latent values (planes, 64, h, w) -> coefficients (planes, 64, h, w) in steps; levels (planes, 4)."""
-        before = np.concatenate([np.zeros_like(values[:1]), values[:-1]])
-        out = np.zeros_like(values)
         alive = np.flatnonzero(_alive(values.any(axis=(1, 2, 3))))
+        if self._corrector is not None:
+            return self._corrector.correct(values, levels, alive)
+        before = np.concatenate([np.zeros_like(values[:1]), values[:-1]])
+        out = values.copy()
         for first in range(0, len(alive), PLANES_AT_ONCE):
             part = alive[first : first + PLANES_AT_ONCE]
-            level = levels[part].astype(np.float32)[:, :, None, None]
-            inputs = {"symbols": values[part], "before": before[part], "level": level}
-            out[part] = self._synthesis.run(None, inputs)[0]
+            shown = synthesis.seen(values[part], before[part], levels[part])
+            out[part] += self._synthesis.run(None, {"seen": shown})[0] * synthesis.sent(levels[part])
         return out
 
 

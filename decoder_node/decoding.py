@@ -241,6 +241,7 @@ class Outcome:
     result: dict[str, Any] | None = None
     waits: str | None = None  # nothing is wrong with the scene, but it cannot be decoded here and now
     failure: str | None = None
+    lost: str | None = None  # what it takes did not answer: to be tried again
 
 
 def task(

@@ -41,6 +41,11 @@ _TURN: Final = (
 __all__ = ["COMING", "FAILURES_MAX", "FILE", "INTERRUPTIONS_MAX", "Entry", "Ledger", "LedgerError"]
 
 
+def located(archive: Path, name: str) -> str:
+    """Where a file of a result is: in the archive's folder, or, by its URL, in a store. A file's URL is its path."""
+    return name.removeprefix("file://") if "://" in name else str(archive / name)
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One scene, as `list` shows it."""
@@ -62,7 +67,7 @@ class Entry:
 
     def row(self, archive: Path) -> dict[str, Any]:
         """As JSON has it. `path` is the first thing to open: the GeoTIFF, else the stream, else nothing."""
-        assets = [str(archive / asset) for asset in self.result.get("assets", ())]
+        assets = [located(archive, asset) for asset in self.result.get("assets", ())]
         stream = str(archive / "streams" / f"{self.scene_id}.dl") if self.durable_at is not None else None
         return {
             "scene_id": self.scene_id,
@@ -71,7 +76,7 @@ class Entry:
             "path": assets[0] if assets else stream,
             "paths": assets,
             "stream": stream,
-            "item": str(archive / self.result["item"]) if "item" in self.result else None,
+            "item": located(archive, self.result["item"]) if "item" in self.result else None,
             "reason": self.reason,
             "priority": self.priority,
             "chunks": self.chunks,
@@ -267,6 +272,17 @@ class Ledger:
         values = (scene_id, place.get("acquired"), outline, *box)
         self._db.execute("INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?, ?, ?, ?)", values)
         return {key: value for key, value in result.items() if key != "place"}
+
+    def again(self, scene_ids: Sequence[str] | None = None) -> list[str]:
+        """Decode these complete scenes anew (None: all of them), those that were given up after they were complete
+        included. Returns their ids; what was decoded before stays until it is replaced."""
+        with guarded(self._path), transaction(self._db):
+            rows = self._db.execute("SELECT scene_id FROM scenes WHERE durable_at IS NOT NULL").fetchall()
+            known = {row[0] for row in rows}
+            chosen = sorted(known if scene_ids is None else known.intersection(scene_ids))
+            query = "UPDATE scenes SET state = 'durable', reason = NULL, failures = 0, interruptions = 0"
+            self._db.executemany(f"{query} WHERE scene_id = ?", [(scene_id,) for scene_id in chosen])
+        return chosen
 
     def failed(self, scene_id: str, reason: str) -> str:
         """Decoding has failed once more; returns the state: durable (try again) or quarantined."""

@@ -75,8 +75,10 @@ class Receiver:
         admission: Admission | None = None,
         asks: Asks | None = None,
         nodes: Nodes | None = None,
+        committed: Callable[[float], object] = lambda seconds: None,
     ) -> None:
         self.inbox = inbox
+        self.committed = committed  # is told how long each commit took
         self.asks = asks
         self._nodes = nodes
         self.software = software
@@ -322,7 +324,9 @@ class _Stream:
                         found = await receiver.open(incoming, priority, self.node)
                         waiting += session.opened(incoming.scene_id, found, time.monotonic())
                     case Commit(arrivals):
+                        began = time.monotonic()
                         await receiver.disk(partial(receiver.inbox.commit, arrivals))
+                        receiver.committed(time.monotonic() - began)
                         waiting += session.committed(action, time.monotonic())
                     case Finish(incoming):
                         state = await receiver.finish(action)

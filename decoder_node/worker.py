@@ -1,9 +1,10 @@
-"""Worker processes: a task (`decoder_node.decoding`) per scene, driven by the ledger.
+"""Workers: a task (`decoder_node.decoding`) per scene, driven by the ledger.
 
-Each process is a pool of one, so that a crash is the fault of exactly one scene. A scene that fails
-`ledger.FAILURES_MAX` times, crashes included, is quarantined with the reason; one whose model is not installed, or not
-among those that the operator trusts, stays durable, and is tried again at the next start. A process has the memory and
-the time that `decoder_node.bounds` gives it, no more.
+A task runs at a `Place`: in a process here (`Process`, a pool of one, so that a crash is the fault of exactly one
+scene), or on a cluster (`decoder_node.cluster`). A scene that fails `ledger.FAILURES_MAX` times, crashes included, is
+quarantined with the reason; one whose model is not installed, or not among those that the operator trusts, stays
+durable, and is tried again at the next start. A process here has the memory and the time that `decoder_node.bounds`
+gives it, no more.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from decoder_node import bounds
 from decoder_node.decoding import Outcome, Task, task
@@ -51,8 +54,74 @@ def _begin_process(memory: int) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a place is asked to do: a task's arguments, and the CPU time that it may take."""
+
+    archive: Path
+    scene_id: str
+    model_folders: Sequence[Path]
+    received_at: float
+    there: Sequence[Range] | None
+    cpu_s: float
+
+
+class Died(Exception):
+    """What carried a task out has ended before it."""
+
+
+class Lost(Exception):
+    """A task was lost through no fault of the scene: it is to be tried again, and not counted."""
+
+
+class Place(Protocol):
+    """Where tasks are carried out, one at a time. After `Died` it is closed and another one is taken."""
+
+    async def run(self, job: Job) -> Outcome:
+        """The task's outcome. Raises `Died`, or `Lost`."""
+
+    def close(self) -> None:
+        """End, now, whatever is being done."""
+
+
+class Process:
+    """A process of `memory` bytes on this machine."""
+
+    def __init__(self, task: Task, memory: int) -> None:
+        self._task = task
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, context, initializer=_begin_process, initargs=(memory,))
+
+    async def run(self, job: Job) -> Outcome:
+        pool = self._pool
+        ready, clock_s = pool.submit(os.getpid), bounds.START_S  # to start a process is not the scene's work
+        processes = list((getattr(pool, "_processes", None) or {}).values())
+        try:
+            async with asyncio.timeout(clock_s):
+                await asyncio.wrap_future(ready)
+            clock_s = job.cpu_s * bounds.CLOCK_PER_CPU
+            doing = pool.submit(self._task, job.archive, job.scene_id, job.model_folders, job.received_at, job.there)
+            async with asyncio.timeout(clock_s):
+                return await asyncio.wrap_future(doing)
+        except BrokenProcessPool as error:
+            for process in processes:
+                await asyncio.to_thread(process.join, 1.0)
+            causes = [bounds.cause(process.exitcode) for process in processes] or ["died"]
+            raise Died(f"the worker process {causes[0]}") from error
+        except TimeoutError as error:
+            raise Died(f"the worker process was killed: no end after {clock_s:.0f} s") from error
+        except Exception as error:  # what the task could not catch itself, for want of memory perhaps
+            return Outcome(failure=f"{type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        for process in list((getattr(self._pool, "_processes", None) or {}).values()):
+            process.kill()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
 class Workers:
-    """`count` processes of `memory` bytes that decode what the ledger has durable. Runs in an event loop.
+    """Decode what the ledger has durable, `count` scenes at a time, each at a place of its own: by default a process of
+    `memory` bytes. Runs in an event loop.
 
     Scenes of bundles that `trusts` denies are left as they are. A scene of which nothing more has come for
     `partial_after_s` is decoded as far as it has come, when there is nothing else to do; None: never.
@@ -69,14 +138,15 @@ class Workers:
         memory: int | None = None,
         trusts: Callable[[bytes], bool] = lambda bundle: True,
         partial_after_s: float | None = PARTIAL_AFTER_S,
+        place: Callable[[], Place] | None = None,
     ) -> None:
         self._archive = archive
         self._ledger = ledger
         self._thread = disk  # the one thread that the ledger belongs to
         self._model_folders = [folder.resolve() for folder in model_folders]
         self._count = count
-        self._task = task
-        self._memory = bounds.memory_bytes(count) if memory is None else memory
+        memory = bounds.memory_bytes(max(1, count)) if memory is None else memory
+        self._place: Callable[[], Place] = place or partial(Process, task, memory)
         self._trusts = trusts
         self._partial_after_s = partial_after_s
         self._taken: set[str] = set()  # being decoded, or waiting for the next start
@@ -108,10 +178,17 @@ class Workers:
         """A scene that is still coming, and of which nothing more came for a while."""
         return None if self._partial_after_s is None else self._ledger.coarse(self._partial_after_s, self._taken)
 
+    def resize(self, count: int) -> None:
+        """From now on, `count` scenes at a time. Those beyond it end what they do first."""
+        self._count = count
+        self._loops = [loop for loop in self._loops if not loop.done()]
+        for _ in range(count - len(self._loops)):
+            self._loops.append(asyncio.create_task(self._loop()))
+
     async def _loop(self) -> None:
-        pool: ProcessPoolExecutor | None = None
+        place: Place | None = None
         try:
-            while not self._stopping:
+            while not self._stopping and len(self._loops) <= max(1, self._count):
                 self._news.clear()
                 scene_id = await self._disk(lambda: self._ledger.undecoded(self._taken))
                 coarse = scene_id is None
@@ -123,22 +200,26 @@ class Workers:
                             await self._news.wait()
                     continue
                 self._taken.add(scene_id)
-                pool = pool or self._pool()
-                if not await (self._decode_part if coarse else self._decode)(scene_id, pool):
-                    pool.shutdown(wait=False)
-                    pool = None
+                place = place or self._place()
+                try:
+                    alive = await (self._decode_part if coarse else self._decode)(scene_id, place)
+                except Lost as error:
+                    await self._disk(partial(self._ledger.decoding, scene_id, False))
+                    self._taken.discard(scene_id)
+                    log.warning("decoding lost", extra={"scene": scene_id, "reason": str(error)})
+                    await asyncio.sleep(POLL_S)
+                    continue
+                if not alive:
+                    place.close()
+                    place = None
         finally:
-            if pool is not None:
-                _kill(pool)
+            if place is not None:
+                place.close()
 
     async def _disk(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _pool(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, context, initializer=_begin_process, initargs=(self._memory,))
-
-    async def _decode(self, scene_id: str, pool: ProcessPoolExecutor) -> bool:
+    async def _decode(self, scene_id: str, place: Place) -> bool:
         """One attempt; false when the worker process has died of it."""
         entry = await self._disk(lambda: self._ledger.find(scene_id))
         assert entry is not None, f"the ledger named {scene_id} as durable"
@@ -148,10 +229,11 @@ class Workers:
         alive = True
         try:
             if self._trusts(manifest.bundle):
-                outcome = await self._run(pool, scene_id, received_at, bounds.cpu_s(manifest.scene.samples))
+                cpu_s = bounds.cpu_s(manifest.scene.samples)
+                outcome = await self._run(place, self._job(scene_id, received_at, cpu_s))
             else:
                 outcome = Outcome(waits=f"bundle {manifest.bundle.hex()} is not among those that are trusted here")
-        except _ProcessDied as death:
+        except Died as death:
             outcome, alive = Outcome(failure=str(death)), False
         except asyncio.CancelledError:
             await self._disk(lambda: self._ledger.decoding(scene_id, False))
@@ -172,7 +254,7 @@ class Workers:
             log.error("decoding failed", extra={"scene": scene_id, "reason": reason, "state": state})
         return alive
 
-    async def _decode_part(self, scene_id: str, pool: ProcessPoolExecutor) -> bool:
+    async def _decode_part(self, scene_id: str, place: Place) -> bool:
         """Decode what has come of a scene; false when the worker process has died of it. That it cannot be yet, or
         ever, is no fault: it is tried again when more has come."""
         entry = await self._disk(lambda: self._ledger.find(scene_id))
@@ -184,8 +266,8 @@ class Workers:
         try:
             if self._trusts(manifest.bundle):
                 cpu_s = bounds.cpu_s(manifest.scene.samples)
-                outcome = await self._run(pool, scene_id, entry.offered_at, cpu_s, there)
-        except _ProcessDied as death:
+                outcome = await self._run(place, self._job(scene_id, entry.offered_at, cpu_s, there))
+        except Died as death:
             outcome, alive = Outcome(failure=str(death)), False
         except asyncio.CancelledError:
             await self._disk(lambda: self._ledger.decoding(scene_id, False))
@@ -199,42 +281,12 @@ class Workers:
             log.info("not decoded in part", extra={**facts, "reason": outcome.waits or outcome.failure})
         return alive
 
-    async def _run(
-        self,
-        pool: ProcessPoolExecutor,
-        scene_id: str,
-        received_at: float,
-        cpu_s: float,
-        there: Sequence[Range] | None = None,
-    ) -> Outcome:
-        """The task in its process. Raises `_ProcessDied` when that does not live to the task's end."""
-        ready, clock_s = pool.submit(os.getpid), bounds.START_S  # to start a process is not the scene's work
-        processes = list((getattr(pool, "_processes", None) or {}).values())
-        try:
-            async with asyncio.timeout(clock_s):
-                await asyncio.wrap_future(ready)
-            clock_s = cpu_s * bounds.CLOCK_PER_CPU
-            job = pool.submit(self._task, self._archive, scene_id, self._model_folders, received_at, there)
-            async with asyncio.timeout(clock_s):
-                return await asyncio.wrap_future(job)
-        except BrokenProcessPool as error:
-            for process in processes:
-                await asyncio.to_thread(process.join, 1.0)
-            causes = [bounds.cause(process.exitcode) for process in processes] or ["died"]
-            raise _ProcessDied(f"the worker process {causes[0]}") from error
-        except TimeoutError as error:
-            _kill(pool)
-            raise _ProcessDied(f"the worker process was killed: no end after {clock_s:.0f} s") from error
-        except Exception as error:  # what the task could not catch itself, for want of memory perhaps
-            return Outcome(failure=f"{type(error).__name__}: {error}")
+    @staticmethod
+    async def _run(place: Place, job: Job) -> Outcome:
+        outcome = await place.run(job)
+        if outcome.lost is not None:
+            raise Lost(outcome.lost)
+        return outcome
 
-
-class _ProcessDied(Exception):
-    """A worker process has ended before its task."""
-
-
-def _kill(pool: ProcessPoolExecutor) -> None:
-    """End a pool now, whatever it does."""
-    for process in list((getattr(pool, "_processes", None) or {}).values()):
-        process.kill()
-    pool.shutdown(wait=False, cancel_futures=True)
+    def _job(self, scene_id: str, received_at: float, cpu_s: float, there: Sequence[Range] | None = None) -> Job:
+        return Job(self._archive, scene_id, self._model_folders, received_at, there, cpu_s)

@@ -38,6 +38,7 @@ LAZY: Final = {
     "evaluate": _Command("evaluation.cli", "evaluation", "Measure rate and quality on your own files."),
     "train": _Command("training.cli", "training", "Train a codec from a TOML config."),
     "export": _Command("training.cli", "training", "Export a run's best weights as a bundle."),
+    "reprocess": _Command("decoder_node.cli_reprocess", "ground", "Decode the scenes of an archive anew."),
     "lab": _Command("training.lab.cli", "training", "Train and measure the autoencoder family on real imagery."),
 }
 

@@ -101,6 +101,7 @@ class Call:
             if frame is not None:
                 message = edge_message(frame)
                 sender.bucket.spend(message.ByteSize())
+                sender.sent_bytes += message.ByteSize()
                 await to_its_end(self._call.write(message))
             if frame is not None or not contact.idle:
                 idle_since = now

@@ -15,6 +15,7 @@ from downlink import __version__
 from downlink.errors import SceneError
 from encoder_node.options import (
     address,
+    address_or_none,
     layers_option,
     outbox_folder,
     outbox_mb,
@@ -69,6 +70,10 @@ if TYPE_CHECKING:
     "--model-key", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Only take model bundles from the ground that this Ed25519 key has signed (PEM, the public half).",
 )  # fmt: skip
+@click.option(
+    "--metrics", metavar="HOST:PORT", callback=address_or_none,
+    help="Answer Prometheus there (GET /metrics), for example 127.0.0.1:9109. Default: nowhere.",
+)  # fmt: skip
 @target_options
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
@@ -77,7 +82,8 @@ def run(
     outbox: Path, ground: str, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None,
     outbox_mb: float | None, watch: Path | None, once: bool, rate_kbps: float | None, window_kib: int,
     contact: tuple[str, ...], contacts: Path | None, patience: float, layers: int | None, model_key: Path | None,
-    model: str | None, threads: int, effort: str, importance: Path | None, outside: float, log_level: str, **_: object,
+    metrics: str | None, model: str | None, threads: int, effort: str, importance: Path | None, outside: float,
+    log_level: str, **_: object,
 ) -> None:  # fmt: skip
     """Send what the outbox holds, for as long as it takes.
 
@@ -125,7 +131,7 @@ def run(
         from encoder_node.sender import Sender
 
         models = Models(outbox, key, fixed)
-        asyncio.run(_run(lambda: Sender(box, options, models), watch, standing, once))
+        asyncio.run(_run(lambda: Sender(box, options, models), watch, standing, once, metrics))
 
 
 def typed(name: str, value: str | float) -> str:
@@ -134,7 +140,9 @@ def typed(name: str, value: str | float) -> str:
     return f"--{option}={int(value) if isinstance(value, float) and value.is_integer() else value}"
 
 
-async def _run(make: Callable[[], Sender], folder: Path | None, standing: Standing, once: bool) -> None:
+async def _run(
+    make: Callable[[], Sender], folder: Path | None, standing: Standing, once: bool, scraped: str | None
+) -> None:
     from encoder_node.log import log
     from encoder_node.watch import Watch
 
@@ -144,6 +152,12 @@ async def _run(make: Callable[[], Sender], folder: Path | None, standing: Standi
         loop.add_signal_handler(number, sender.stop)
     watch = Watch(folder, sender, standing) if folder else None
     facts = {"ground": sender.options.ground, "tls": sender.options.tls is not None}
+    if scraped is not None:
+        from encoder_node.metrics import Metrics
+
+        window = sender.window
+        figures = Metrics(sender.outbox.folder, lambda: (sender.sent_bytes, window.round_trip_s, window.took_s))
+        facts["metrics"] = figures.serve(scraped)
     log.info("started", extra={**facts, "outbox": str(sender.outbox.folder)})
     if once:
         if watch:

@@ -36,6 +36,7 @@ def log_to_stderr(level: str) -> None:
     """Send all logs of this process there, from `level` ("debug", "info", "warning", "error") up."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
+    handler.setLevel(level.upper())  # of what is shown; what is counted (`metrics`) may be more
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     if level != "debug":
         logging.getLogger("asyncio").setLevel(logging.WARNING)

@@ -58,6 +58,11 @@ def address(ctx: click.Context, _: click.Parameter, value: str) -> str:
     return value
 
 
+def address_or_none(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """HOST:PORT, if it is given."""
+    return None if value is None else address(ctx, parameter, value)
+
+
 def target_options(command: Command) -> Command:
     """The options that say how well to encode."""
     for option in (

@@ -207,6 +207,12 @@ class Outbox:
             found = {kept: (count, size) for kept, count, size in self._db.execute(query)}
         return (*found.get(0, (0, 0)), found.get(1, (0, 0))[0])
 
+    def totals(self) -> list[tuple[str, int, int, float]]:
+        """(state, scenes, bytes of their streams, when the first of them was submitted)."""
+        query = "SELECT state, count(*), sum(bytes), min(submitted_at) FROM scenes GROUP BY state"
+        with guarded(self.folder):
+            return self._db.execute(query).fetchall()
+
     def undelivered(self) -> list[Entry]:
         """Scenes that should be on the ground and are not known to be safe there."""
         return [entry for entry in self.entries() if entry.state in ("queued", "refused", "damaged")]

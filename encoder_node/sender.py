@@ -100,6 +100,7 @@ class Sender:
         self.window = Window(options.window_bytes, start)
         self.stopping = asyncio.Event()
         self.progress_at = time.monotonic()
+        self.sent_bytes = 0  # said to the ground, by all streams
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="outbox")
         self._patience_s = options.patience_s
         self._hopeless = 0

@@ -179,6 +179,7 @@ class Watch:
             str(self._sender.outbox.folder),
         ]
         log.info("encoding", extra={"path": str(path)})
+        began = time.monotonic()
         try:
             child = await asyncio.create_subprocess_exec(
                 *command, "--", str(path), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -213,5 +214,6 @@ class Watch:
             self._fail(path, reason)
         else:
             self._said.pop(path, None)
-            log.info("submitted", extra={"path": str(path), "scene": said.decode(errors="replace").strip()})
+            facts = {"path": str(path), "scene": said.decode(errors="replace").strip()}
+            log.info("submitted", extra={**facts, "seconds": round(time.monotonic() - began, 3)})
         await self._sender.disk(partial(self._sender.outbox.note, str(path), signature, reason))

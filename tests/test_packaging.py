@@ -140,6 +140,7 @@ def test_a_missing_extra_is_one_sentence_with_its_pip_install(command: str, monk
         "evaluate": [str(ROOT / "pyproject.toml")],
         "train": [str(next((ROOT / "training" / "configs").glob("*.toml"))), "--data", str(ROOT), "--out", "/nowhere"],
         "export": [str(ROOT), "--data", str(ROOT), "--out", "/nowhere"],
+        "reprocess": ["--archive", str(ROOT)],
         "lab": ["--all", "--data", str(ROOT)],
     }[command]
     ran = CliRunner().invoke(main, [command, *arguments])

@@ -15,9 +15,10 @@ nowhere: scenes are named by 64 hex digits, files by what the ledger lists.
 
 from __future__ import annotations
 
+import mimetypes
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -31,6 +32,7 @@ from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Red
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from decoder_node.ledger import located
 from decoder_node.page import actions, picture, words
 from decoder_node.page.events import Events
 from decoder_node.page.operator import COOKIE, FIELD, HEADER, SESSION_S, NotAllowed, Operators, Session
@@ -220,7 +222,7 @@ class _Page:
     def tile(self, request: Request, scene_id: str, z: str, x: str, y: str) -> Response:
         """A piece of a scene on the map."""
         row, entry, manifest, _ = self._find(scene_id)
-        cogs = [self.archive / path for path in entry.result.get("assets", ())]
+        cogs = [located(self.archive, path) for path in entry.result.get("assets", ())]
         if not cogs:
             return Response(status_code=204)
         query = request.query_params
@@ -231,7 +233,7 @@ class _Page:
     def preview(self, request: Request, scene_id: str) -> Response:
         """All of a scene."""
         row, entry, manifest, _ = self._find(scene_id)
-        cogs = [self.archive / path for path in entry.result.get("assets", ())]
+        cogs = [located(self.archive, path) for path in entry.result.get("assets", ())]
         if not cogs:
             raise NotHere("nothing of this scene has been decoded yet")
         query = request.query_params
@@ -241,11 +243,11 @@ class _Page:
 
     def bits_tile(self, request: Request, scene_id: str, z: str, x: str, y: str) -> Response:
         """Where the bits went, on the map."""
-        return _png(picture.heat_tile(self._bits(scene_id), *_place(x, y, z)), request.query_params)
+        return _png(picture.heat_tile(*self._bits(scene_id), *_place(x, y, z)), request.query_params)
 
     def bits(self, request: Request, scene_id: str) -> Response:
         """Where the bits went."""
-        return _png(picture.heat(self._bits(scene_id)), request.query_params)
+        return _png(picture.heat(*self._bits(scene_id)), request.query_params)
 
     def quicklook(self, request: Request, scene_id: str) -> Response:
         """The small picture that was made when the scene was decoded."""
@@ -253,28 +255,29 @@ class _Page:
         if "quicklook" not in entry.result:
             raise NotHere("nothing of this scene has been decoded yet")
         headers = {"Cache-Control": FOR_EVER} if "v" in request.query_params else {}
-        return FileResponse(self.archive / entry.result["quicklook"], headers=headers)
+        return _sent(located(self.archive, entry.result["quicklook"]), headers=headers)
 
     def file(self, scene_id: str, name: str) -> Response:
         """A file of a scene, to be taken along. Parts of it may be asked for (Range)."""
         path = self._files(scene_id).get(name)
-        if path is None or not path.is_file():
+        if path is None:
             raise NotHere(f"the scene has no file {name[:80]!r}")
-        return FileResponse(path, filename=name)
+        return _sent(path, name)
 
     def stac(self, path: str) -> Response:
         """The catalogue's files, and those that its items name."""
         if path in ("catalog.json", "scenes/collection.json"):
-            wanted = self.archive / path
+            wanted = str(self.archive / path)
         elif found := re.fullmatch(r"scenes/([0-9a-f]{64})/([\w.-]+)|streams/([0-9a-f]{64})\.dl", path):
             scene_id = found[1] or found[3]
-            wanted = self._files(scene_id).get(found[2] or f"{scene_id[:12]}.dl", Path())
+            wanted = self._files(scene_id).get(found[2] or f"{scene_id[:12]}.dl", "")
         else:
-            wanted = Path()
-        if not wanted.is_file():
+            wanted = ""
+        if not wanted:
             raise NotHere(f"the catalogue has no {path[:200]!r}")
-        media = "application/geo+json" if path.startswith("scenes/") and wanted.suffix == ".json" else None
-        return FileResponse(wanted, media_type=media)
+        return _sent(
+            wanted, media="application/geo+json" if re.match(r"scenes/\w+/", path) and wanted.endswith("json") else None
+        )
 
     async def listen(self, request: Request) -> Response:
         """What is new, as it happens."""
@@ -381,7 +384,7 @@ class _Page:
                 there = ledger.committed(scene_id)
             progress = progress_of(self.archive, scene_id, manifest, there)
         scene = manifest.scene
-        bits = self.archive / entry.result["bits"] if "bits" in entry.result else None
+        bits = located(self.archive, entry.result["bits"]) if "bits" in entry.result else None
         return {
             "row": row, "entry": entry, "manifest": manifest, "scene": scene, "progress": progress, "outline": outline,
             "composites": picture.composites(scene), "files": self._files(scene_id), "asks": self.shelf.asks(scene_id),
@@ -390,24 +393,23 @@ class _Page:
                 for number, grid in enumerate(scene.grids)
                 for band in range(len(grid.bands))
             ],
-            "heat": picture.heat_range(bits) if bits is not None and bits.is_file() else None,
+            "heat": picture.heat_range(bits, row.version) if bits is not None else None,
         }  # fmt: skip
 
-    def _bits(self, scene_id: str) -> Path:
-        _, entry, _, _ = self._find(scene_id)
-        path = self.archive / str(entry.result.get("bits", ""))
-        if not path.is_file():
+    def _bits(self, scene_id: str) -> tuple[str, int]:
+        row, entry, _, _ = self._find(scene_id)
+        if "bits" not in entry.result:
             raise NotHere("nothing of this scene has been decoded yet")
-        return path
+        return located(self.archive, entry.result["bits"]), row.version
 
-    def _files(self, scene_id: str) -> dict[str, Path]:
+    def _files(self, scene_id: str) -> dict[str, str]:
         """What there is of a scene, by name."""
         _, entry, _, _ = self._find(scene_id)
         result = entry.result
         paths = [*result.get("assets", ()), *(result[key] for key in ("item", "quicklook", "bits") if key in result)]
-        files = {Path(path).name: self.archive / path for path in paths}
+        files = {Path(path).name: located(self.archive, path) for path in paths}
         if entry.durable_at is not None:
-            files[f"{scene_id[:12]}.dl"] = self.archive / "streams" / f"{scene_id}.dl"
+            files[f"{scene_id[:12]}.dl"] = str(self.archive / "streams" / f"{scene_id}.dl")
         return files
 
     def _html(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
@@ -458,6 +460,26 @@ def _place(x: str, y: str, z: str) -> tuple[int, int, int]:
     if max(int(x), int(y)) >= 2**zoom:
         raise NotHere(f"there is no tile {zoom}/{x}/{y}")
     return int(x), int(y), zoom
+
+
+def _sent(
+    path: str, name: str | None = None, media: str | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """A file of ours, or of a store."""
+    if "://" not in path:
+        if not Path(path).is_file():
+            raise NotHere(f"{Path(path).name} is not there any more")
+        return FileResponse(path, filename=name, media_type=media, headers=headers)
+    import fsspec
+
+    def parts() -> Iterator[bytes]:
+        with fsspec.open(path, "rb") as file:
+            while part := file.read(1 << 20):
+                yield part
+
+    media = media or mimetypes.guess_type(path)[0] or "application/octet-stream"
+    shown = {**(headers or {}), **({"Content-Disposition": f'attachment; filename="{name}"'} if name else {})}
+    return StreamingResponse(parts(), media_type=media, headers=shown)
 
 
 def _png(content: bytes | None, query: Mapping[str, str]) -> Response:

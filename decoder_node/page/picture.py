@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -112,14 +111,14 @@ def band_name(grid: Grid, band: int) -> str:
     return name if nm is None else f"{name} · {nm:.0f} nm"
 
 
-def tile(cogs: Sequence[Path], look: Look, version: int, x: int, y: int, z: int) -> bytes | None:
+def tile(cogs: Sequence[str], look: Look, version: int, x: int, y: int, z: int) -> bytes | None:
     """A map tile (Web Mercator) as PNG; None where the scene is not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
             parts = []
             for grid, bands in _by_grid(look):
-                with Reader(str(cogs[grid])) as reader:
+                with Reader(cogs[grid]) as reader:
                     found = reader.tile(x, y, z, tilesize=TILE_PX, indexes=[band + 1 for band in bands])
                 parts.append((grid, bands, found.array))
         except TileOutsideBounds:
@@ -127,14 +126,14 @@ def tile(cogs: Sequence[Path], look: Look, version: int, x: int, y: int, z: int)
     return _painted(parts, cogs, look, version)
 
 
-def preview(cogs: Sequence[Path], look: Look, version: int) -> bytes:
+def preview(cogs: Sequence[str], look: Look, version: int) -> bytes:
     """The whole scene, small, in its own geometry, as PNG."""
     parts: list[tuple[int, list[int], Any]] = []
     size: tuple[int, int] | None = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         for grid, bands in _by_grid(look):
-            with Reader(str(cogs[grid])) as reader:
+            with Reader(cogs[grid]) as reader:
                 if size is None:
                     found = reader.preview(indexes=[band + 1 for band in bands], max_size=PREVIEW_PX)
                     size = found.height, found.width
@@ -144,32 +143,32 @@ def preview(cogs: Sequence[Path], look: Look, version: int) -> bytes:
     return _painted(parts, cogs, look, version)
 
 
-def heat_tile(bits: Path, x: int, y: int, z: int) -> bytes | None:
+def heat_tile(bits: str, version: int, x: int, y: int, z: int) -> bytes | None:
     """A map tile of the bits raster, coloured; None where the scene is not."""
     try:
-        with Reader(str(bits)) as reader:
-            low, high = _heat_range(str(bits), bits.stat().st_mtime_ns)
+        with Reader(bits) as reader:
+            low, high = _heat_range(bits, version)
             return _heated(reader.tile(x, y, z, tilesize=TILE_PX).array, low, high)
     except TileOutsideBounds:
         return None
 
 
-def heat(bits: Path) -> bytes:
+def heat(bits: str, version: int) -> bytes:
     """The whole bits raster, coloured, a pixel per tile of the scene."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with Reader(str(bits)) as reader:
-            low, high = _heat_range(str(bits), bits.stat().st_mtime_ns)
+        with Reader(bits) as reader:
+            low, high = _heat_range(bits, version)
             return _heated(reader.preview(max_size=PREVIEW_PX).array, low, high)
 
 
-def heat_range(bits: Path) -> tuple[float, float]:
+def heat_range(bits: str, version: int) -> tuple[float, float]:
     """Bits per sample of the cheapest and the dearest tile."""
-    return _heat_range(str(bits), bits.stat().st_mtime_ns)
+    return _heat_range(bits, version)
 
 
 @lru_cache(maxsize=256)
-def _heat_range(path: str, _changed: int) -> tuple[float, float]:
+def _heat_range(path: str, _version: int) -> tuple[float, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with Reader(path) as reader:
@@ -200,13 +199,13 @@ def _by_grid(look: Look) -> list[tuple[int, list[int]]]:
     return list(grids.items())
 
 
-def _painted(parts: Sequence[tuple[int, list[int], Any]], cogs: Sequence[Path], look: Look, version: int) -> bytes:
+def _painted(parts: Sequence[tuple[int, list[int], Any]], cogs: Sequence[str], look: Look, version: int) -> bytes:
     read = {(grid, band): array[at] for grid, bands, array in parts for at, band in enumerate(bands)}
     shown = []
     hidden = np.zeros(next(iter(read.values())).shape, bool)
     for grid, band in look.bands:
         values = read[grid, band]
-        low, high = _range(str(cogs[grid]), version, band, look.low, look.high)
+        low, high = _range(cogs[grid], version, band, look.low, look.high)
         scaled = (np.ma.getdata(values).astype(np.float32) - low) / max(high - low, 1e-9) * 255
         shown.append(np.clip(scaled, 0, 255).astype(np.uint8))
         hidden |= np.ma.getmaskarray(values)
