@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from decoder_node.cli_enhance import enhance
 from decoder_node.cli_model import ask  # with all its commands
 from decoder_node.cli_page import options_of, page, page_options
 from decoder_node.cli_reprocess import models_option, place_options, reprocess
@@ -264,5 +265,6 @@ def decode(stream: Path, out: Path, models: tuple[Path, ...], threads: int, as_j
 
 
 main.add_command(ask)
+main.add_command(enhance)
 main.add_command(page)
 main.add_command(reprocess)

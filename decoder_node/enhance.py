@@ -186,7 +186,8 @@ def _strips(sources: _Sources, network: Network, made: IO[bytes]) -> Iterator[Pi
             found = network.run(pixels, lost)
             core = np.s_[:, halo : halo + rows, halo : halo + cols]
             value = np.rint(found[core]).clip(limit.min, limit.max).astype(strip.dtype)
-            was, gone, all_gone = pixels[places][core], lost[places][core], lost.all(axis=0)[core[1:]]
+            was, gone = pixels[places][core], lost[places][core]
+            all_gone = np.broadcast_to(lost[core].all(axis=0), gone.shape)
             if spec.task == "restore":
                 here = gone & ~all_gone
                 value = np.where(here, value, was)

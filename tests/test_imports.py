@@ -35,7 +35,7 @@ ONLY_IN = {
     "torch": ["training/*", "evaluation/peers.py"],
     "onnx": ["training/*"],
     "onnxscript": ["training/*"],
-    "onnxruntime": ["encoder_node/encoder.py", "decoder_node/decoder.py", "training/*"],
+    "onnxruntime": ["encoder_node/encoder.py", "decoder_node/decoder.py", "decoder_node/enhance.py", "training/*"],
     "grpc": [
         "downlink/wire/*", "encoder_node/call.py", "encoder_node/sender.py", "encoder_node/channel.py",
         "decoder_node/receiver.py", "decoder_node/identity.py", "decoder_node/probe.py", "decoder_node/server.py",
@@ -46,10 +46,10 @@ ONLY_IN = {
     "grpc_reflection": ["decoder_node/*"],
     "rasterio": [
         "encoder_node/source_*.py", "decoder_node/raster.py", "decoder_node/quicklook.py", "decoder_node/footprint.py",
-        "decoder_node/bits.py", "decoder_node/cube.py", "decoder_node/page/*",
+        "decoder_node/enhance.py", "decoder_node/bits.py", "decoder_node/cube.py", "decoder_node/page/*",
         "training/corpus.py", "evaluation/*",
     ],
-    "fastapi": ["decoder_node/page/*"],
+    "fastapi": ["decoder_node/page/*", "evaluation/page.py"],
     "rio_tiler": ["decoder_node/page/*"],
     "xarray": ["decoder_node/cube.py"],
     "distributed": ["decoder_node/cluster.py", "evaluation/scale.py"],
@@ -57,7 +57,7 @@ ONLY_IN = {
     "imagecodecs": ["evaluation/*"],
     "matplotlib": ["evaluation/*", "training/lab/*"],
     "constriction": [],
-    "pystac": [],
+    "pystac": ["evaluation/page.py"],
 }  # fmt: skip
 
 
