@@ -198,10 +198,12 @@ def fit(
     board: bool = True,
     fused: bool | None = None,
     ahead: int = 3,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Path:
     """Train until steps, minutes or patience end; returns the path of best.pt.
 
     `fused`: Adam's faster form, which rounds otherwise. `ahead`: how many batches are drawn beforehand.
+    `clock`: what minutes are measured by.
     `config` and `facts` (seed, commit, what is trained on) are kept with the run. `resume` continues the checkpoint in
     `out`, if there is one.
     """
@@ -228,7 +230,7 @@ def fit(
         return {"average": average.state_dict(), "config": msgspec.to_builtins(config), "state": vars(state)}
 
     module.train()
-    began, began_seconds, seen, loss_sum = time.monotonic(), state.seconds, 0, 0.0
+    began, began_seconds, seen, loss_sum = clock(), state.seconds, 0, 0.0
     while not finished(schedule, state):
         batch = prefetch.next()
         for group in optimiser.param_groups:
@@ -240,7 +242,7 @@ def fit(
         if torch.isfinite(norm):
             optimiser.step()
         state.step += 1
-        (state.seconds,) = parallel.agreed(began_seconds + time.monotonic() - began)
+        (state.seconds,) = parallel.agreed(began_seconds + clock() - began)
         decay = min(schedule.average, (1 + state.step) / (10 + state.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)

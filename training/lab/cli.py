@@ -31,7 +31,13 @@ class Minutes(click.ParamType):
 @click.command()
 @click.argument("rows", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Every row, in order.")
-@click.option("--budget", type=Minutes(), default="10m", show_default=True, help="About how long it may take in all.")
+@click.option(
+    "--budget",
+    type=Minutes(),
+    default="10m",
+    show_default=True,
+    help="About how long it may take in all, with a core for each job: what counts is CPU time.",
+)
 @click.option("--seeds", type=click.IntRange(1, 9), default=2, show_default=True, help="Seeds of each trial.")
 @click.option(
     "--data", type=click.Path(path_type=Path, exists=True, file_okay=False),

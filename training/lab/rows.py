@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -95,7 +96,20 @@ def run_trial(
             rate, _ = find_rate(task)
             schedule = msgspec.structs.replace(schedule, learning_rate=rate)
             facts["found_rate"] = rate
-        fit(task, schedule, trial.name, trial, folder, facts, True, quiet, board, fused=True, ahead=0)
+        fit(
+            task,
+            schedule,
+            trial.name,
+            trial,
+            folder,
+            facts,
+            True,
+            quiet,
+            board,
+            fused=True,
+            ahead=0,
+            clock=time.process_time,
+        )
         (folder / "done").touch()
     saved = torch.load(best, weights_only=True)
     task.module.load_state_dict(saved["average"])
