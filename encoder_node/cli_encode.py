@@ -21,6 +21,7 @@ from encoder_node.options import (
     model_of,
     outbox_folder,
     outbox_mb,
+    priority_of,
     target_of,
     target_options,
 )
@@ -71,8 +72,9 @@ def encode(scene: Path, out: Path, model: str | None, threads: int, as_json: boo
 @outbox_folder
 @target_options
 @click.option(
-    "--priority", type=click.IntRange(-1000, 1000), default=0, show_default=True, help="The larger, the sooner."
-)
+    "--priority", default="0", show_default=True, metavar="N|anomaly", callback=priority_of,
+    help="The larger, the sooner (-1000 to 1000). anomaly: the more a tile stands out; and an alert goes ahead.",
+)  # fmt: skip
 @layers_option
 @outbox_mb
 @click.option("--unless-delivered", is_flag=True, help="Do nothing about a scene that the ground has had already.")
@@ -82,7 +84,7 @@ def submit(
     outbox: Path,
     model: str | None,
     threads: int,
-    priority: int,
+    priority: int | None,
     layers: int | None,
     outbox_mb: float | None,
     unless_delivered: bool,
@@ -102,8 +104,10 @@ def submit(
     \b
     encoder-node submit a.tif b.tif --outbox /var/lib/encoder-node
     encoder-node submit fire.tif --outbox /var/lib/encoder-node --priority 10 --quality 60
+    encoder-node submit *.tif --outbox /var/lib/encoder-node --priority anomaly
     encoder-node submit scene.dl --outbox /var/lib/encoder-node
     """
+    from encoder_node.anomaly import prioritise
     from encoder_node.outbox import Outbox
 
     failures = []
@@ -116,11 +120,12 @@ def submit(
             try:
                 box.check_room()  # before the work
                 if scene.suffix == ".dl":
-                    entry, facts = _submit_stream(box, scene, priority, again, layers)
+                    entry, facts = _submit_stream(box, scene, priority or 0, again, layers)
                 else:
                     with _encoded(scene, bundle, target, threads, outbox) as encoded:
+                        urgency = prioritise(encoded) if priority is None else priority
                         packed, chunks = encoded.manifest_bytes, encoded.chunks()
-                        entry = box.submit(packed, chunks, priority=priority, again=again, layers=layers)
+                        entry = box.submit(packed, chunks, priority=urgency, again=again, layers=layers)
                         facts = _facts(encoded, began)
             except (DownlinkError, OSError) as error:
                 if len(scenes) == 1:

@@ -127,6 +127,15 @@ outbox_mb = click.option(
 )  # fmt: skip
 
 
+def priority_of(ctx: click.Context, _: click.Parameter, value: str) -> int | None:
+    """A scene's priority; None: what its tiles give it (encoder_node/anomaly.py)."""
+    if value == "anomaly":
+        return None
+    if value.removeprefix("-").isdecimal() and -1000 <= int(value) <= 1000:
+        return int(value)
+    raise click.BadParameter(f"{value[:80]!r} is neither a number from -1000 to 1000 nor 'anomaly'", ctx)
+
+
 def bytes_of(megabytes: float | None) -> int | None:
     return None if megabytes is None else int(megabytes * 1e6)
 
