@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-import msgspec
 import numpy as np
 
 from downlink.chunk import Kind
@@ -83,7 +82,5 @@ def prioritise(encoded: EncodedScene) -> int:
     alert = alert_of(scores)
     if alert is None:
         return 0
-    settings = {**encoded.manifest.settings, "alert": alert}
-    encoded.manifest = msgspec.structs.replace(encoded.manifest, settings=settings)
-    encoded.manifest_bytes = encoded.manifest.pack()
+    encoded.annotate({"alert": alert})
     return min(PRIORITY_MOST, round(scores[0].score))

@@ -27,15 +27,23 @@ from encoder_node.options import (
 )
 
 if TYPE_CHECKING:
+    from encoder_node.clouds import CloudFree
     from encoder_node.outbox import Entry, Outbox
     from encoder_node.spool import EncodedScene
     from encoder_node.target import Target
+
+
+_skip_clouds = click.option(
+    "--skip-clouds", type=click.FloatRange(0, 100), metavar="P",
+    help="Send nothing of tiles of which more than P % is cloud or snow (Sentinel-2's bands, reflectances).",
+)  # fmt: skip
 
 
 @click.command()
 @click.argument("scene", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @target_options
+@_skip_clouds
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def encode(scene: Path, out: Path, model: str | None, threads: int, as_json: bool, **_: object) -> None:
     """Encode SCENE into the stream file OUT.
@@ -75,6 +83,7 @@ def encode(scene: Path, out: Path, model: str | None, threads: int, as_json: boo
     "--priority", default="0", show_default=True, metavar="N|anomaly", callback=priority_of,
     help="The larger, the sooner (-1000 to 1000). anomaly: the more a tile stands out; and an alert goes ahead.",
 )  # fmt: skip
+@_skip_clouds
 @layers_option
 @outbox_mb
 @click.option("--unless-delivered", is_flag=True, help="Do nothing about a scene that the ground has had already.")
@@ -156,12 +165,18 @@ def _check_out(scene: Path, out: Path) -> None:
 @contextlib.contextmanager
 def _encoded(scene: Path, model: str, target: Target, threads: int, spool: Path) -> Iterator[EncodedScene]:
     """A scene, encoded; its chunks wait in a temporary file in `spool`."""
-    from encoder_node.source import open_source
+    from encoder_node.source import Source, open_source
 
-    source = open_source(scene)
+    source: Source = open_source(scene)
+    clouds: CloudFree | None = None
     try:
         for note in source.notes:
             click.echo(f"Note: {shown(scene)}: {note}", err=True)
+        percent = click.get_current_context().params["skip_clouds"]
+        if percent is not None:
+            from encoder_node.clouds import CloudFree, released_head
+
+            source = clouds = CloudFree(source, percent, released_head())
         if target.max_error is not None:
             from encoder_node.exact import encode_exact
 
@@ -169,6 +184,8 @@ def _encoded(scene: Path, model: str, target: Target, threads: int, spool: Path)
                 _progress(scene.name) as progress,
                 encode_exact(source, target.max_error, target.settings, spool, progress) as encoded,
             ):
+                if clouds is not None:
+                    clouds.note_in(encoded)
                 yield encoded
             return
         from downlink.bundle import find
@@ -177,6 +194,8 @@ def _encoded(scene: Path, model: str, target: Target, threads: int, spool: Path)
 
         encoder = PlaneEncoder(find(model), threads, click.get_current_context().params["effort"])
         with _progress(scene.name) as progress, encode_scene(source, encoder, target, spool, progress) as encoded:
+            if clouds is not None:
+                clouds.note_in(encoded)
             yield encoded
     finally:
         source.close()

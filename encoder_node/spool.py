@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+import msgspec
+
 from downlink.chunk import ChunkKey, ChunkList, GridCoding, Layout
 from downlink.lattice import Resolution, coded_scene
 from downlink.manifest import Manifest, scene_id
@@ -83,6 +85,11 @@ class EncodedScene:
     def _listed(self) -> Iterator[bytes]:
         for index in range(self._layout.pages, len(self._layout)):
             yield self._spool.get(self._layout.key(index))
+
+    def annotate(self, settings: dict[str, str | float]) -> None:
+        """Add to the manifest's settings, before anybody has seen its id."""
+        self.manifest = msgspec.structs.replace(self.manifest, settings={**self.manifest.settings, **settings})
+        self.manifest_bytes = self.manifest.pack()
 
     @property
     def scene_id(self) -> str:
