@@ -10,7 +10,7 @@ SCENES ?= $(if $(wildcard ../shared/corpus/manifest.json),--split test ../shared
 
 MIN    ?= 10
 
-.PHONY: help demo test chaos soak fuzz check bench rig proto clean
+.PHONY: help demo test chaos soak fuzz browser check bench rig proto clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -30,6 +30,9 @@ soak: .venv/installed-dev   ## nodes that are killed for MIN=10 minutes, and the
 fuzz: .venv/installed-dev   ## mutates streams and messages for MIN=10 minutes; stops at what it finds
 	$(BIN)/python -m tests.fuzz.run --minutes $(MIN)
 
+browser: .venv/installed-dev   ## the page in a real browser, with real nodes behind it; screenshots in browser-output/
+	BROWSER=yes $(BIN)/python -m pytest tests/browser
+
 check: .venv/installed-dev   ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -46,8 +49,8 @@ proto: .venv/installed-dev   ## downlink/wire/ anew from proto/, after linting i
 	$(BIN)/buf lint proto
 	$(BIN)/python proto/generate.py
 
-clean:           ## removes .venv and what demo and bench wrote
-	rm -rf .venv demo-output bench-output
+clean:           ## removes .venv and what demo, bench and browser wrote
+	rm -rf .venv demo-output bench-output browser-output
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

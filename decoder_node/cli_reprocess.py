@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,11 +82,14 @@ def reprocess(
     decoder-node reprocess --archive /srv/archive --workers tcp://scheduler:8786 --store s3://bucket/archive
     decoder-node reprocess --archive /srv/archive --queue
     """
+    from decoder_node.decoding import NEEDS_GROUND, MissingExtra
     from decoder_node.ledger import Ledger
     from decoder_node.log import log_to_stderr
     from decoder_node.serving import alone
     from downlink.errors import LinkError
 
+    if find_spec("rasterio") is None:
+        raise MissingExtra(f"decoding needs rasterio; {NEEDS_GROUND}")
     log_to_stderr("error")
     archive = archive.resolve()
     ledger = Ledger(archive)

@@ -1,197 +1,167 @@
-"""A report as one HTML file: tables and figures from `evaluation.report`'s figures, nothing fetched from anywhere."""
+"""How quick the page is over a large archive: `python -m evaluation.page --scenes 10000`.
+
+Makes an archive whose ledger holds so many decoded scenes (the rows of one real, small scene, spread over the Earth and
+over a year; its files are shared by all), asks the page's application for every kind of page a number of times, in this
+process and without a network between, and prints what each took. Also opens the catalogue with pystac, if it is
+installed. Ends with an error if a request takes `--limit-ms` or more, at the 95th percentile.
+"""
 
 from __future__ import annotations
 
+import io
+import json
+import random
+import sqlite3
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
 
-import jinja2
+import click
+import numpy as np
 
-from downlink import __version__
-from evaluation import figures
-
-TEMPLATE: Final = Path(__file__).with_name("report.html.j2")
-_EQUAL: Final = (
-    ("psnr_db", "PSNR", "dB", 2, 1.0, True),
-    ("ssim", "SSIM", "", 4, 1.0, True),
-    ("ms_ssim", "MS-SSIM", "", 4, 1.0, True),
-    ("sam_deg", "spectral angle", "°", 2, 1.0, False),
-    ("max_error", "largest error", "DN", 0, 1.0, False),
-    ("ndvi_error", "NDVI error", "", 4, 1.0, False),
-    ("ndwi_error", "NDWI error", "", 4, 1.0, False),
-    ("land_cover_agreement", "same land cover", "%", 2, 100.0, True),
-    ("seam_ratio", "seams", "", 2, 1.0, None),
-)
-_EQUAL_LEVELS: Final = (40, 45, 50)
+from decoder_node.catalogue import add_item_to
+from decoder_node.decoding import archive_scene
+from decoder_node.ledger import FILE, Ledger
+from downlink.stream import StreamReader
+from encoder_node.exact import encode_exact
+from encoder_node.source_array import open_npy
+from encoder_node.target import Target
 
 
-def render(found: dict[str, Any]) -> str:
-    """The whole file."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["num"] = _number
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    summary = found["summary"]
-    return template.render(
-        found=found,
-        version=__version__,
-        summary=summary,
-        reference=summary.get("bd_rate_of") or None,
-        svg=_figures(found),
-        equal=_equal(found["equal_bits"]),
-        bd=_bd(summary),
-        bounds=[one for one in found["bounds"]["summary"]["bounds"].items() if one[1]["scenes"]],
-        speed=_speed(found["speed"]),
-        peaks=sorted({row["peak"] for row in found["rows"] + found["bounds"]["rows"]}),
-        failures=found["failures"] + found["bounds"]["failures"],
-        headline=_headline(found),
-    )
-
-
-def _number(value: float | None, digits: int = 2, absent: str = "–") -> str:
-    return absent if value is None else f"{value:,.{digits}f}"
-
-
-def _figures(found: dict[str, Any]) -> dict[str, Any]:
-    """SVG texts, already safe to be put in."""
-    reference, drawn = found["summary"].get("bd_rate_of"), {}
-    equal = found["equal_bits"]
-    if equal and len(equal["levels"]) > 1:
-        drawn["quality"] = figures.quality(equal, reference, "quality")
-    if found["rows"]:
-        drawn["scenes"] = figures.per_scene(found["rows"], reference, "scenes")
-    for number, one in enumerate(found["bands"]):
-        if one["rmse"]:
-            drawn[f"bands{number}"] = figures.per_band(
-                one["bands"], one["rmse"], one["reference"], "reflectance (DN / peak)", f"bands{number}"
-            )
-    for number, one in enumerate(found["pictures"]):
-        if one["tiles"]:
-            drawn[f"tiles{number}"] = figures.tiles(one["tiles"]["bits_per_pixel"], f"tiles{number}")
-    measured = found["speed"] or {}
-    if "1" in measured and any(one["kind"] == "lossy" for one in measured["1"]["codecs"].values()):
-        drawn["speed"] = figures.speed(measured["1"], reference, "speed")
-    if any(one["scenes"] for one in found["bounds"]["summary"]["bounds"].values()):
-        drawn["bounded"] = figures.bounded(found["bounds"]["summary"]["bounds"], "bounded")
-    return {name: jinja2.filters.do_mark_safe(text) for name, text in drawn.items()}
-
-
-def _equal(equal: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Per level a table: codecs down, measures across, the best of each marked."""
-    tables = []
-    for level in _EQUAL_LEVELS if equal else ():
-        if level not in equal["levels"]:
-            continue
-        at = equal["levels"].index(level)
-        measures = [one for one in _EQUAL if any(codec[one[0]][at] is not None for codec in equal["codecs"].values())]
-        best = {}
-        for name, _, _, _, _, higher in measures:
-            values = [codec[name][at] for codec in equal["codecs"].values() if codec[name][at] is not None]
-            best[name] = None if higher is None or len(values) < 2 else max(values) if higher else min(values)
-        rows = [
-            {
-                "codec": codec,
-                "cells": [
-                    {
-                        "text": _number(None if of[name][at] is None else of[name][at] * scale, digits),
-                        "best": of[name][at] is not None and of[name][at] == best[name],
-                    }
-                    for name, _, _, digits, scale, _ in measures
-                ],
-            }
-            for codec, of in equal["codecs"].items()
-        ]
-        tables.append(
-            {
-                "level": level,
-                "bits": equal["bits_per_sample"][at],
-                "scenes": len(equal["scenes"]),
-                "heads": [f"{title}{f', {unit}' if unit else ''}" for _, title, unit, *_ in measures],
-                "rows": rows,
-            }
+def fill(archive: Path, count: int) -> str:
+    """An archive of so many scenes; returns the id of the real one."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(1000, 3000, (3, 96, 96), dtype=np.uint16)
+    np.save(archive / "scene.npy", pixels)
+    source = open_npy(archive / "scene.npy")
+    file = io.BytesIO()
+    with encode_exact(source, 0, Target(max_error=0).settings) as encoded:
+        encoded.write(file)
+    file.seek(0)
+    reader = StreamReader(file)
+    scene_id = reader.scene_id
+    ledger = Ledger(archive, create=True)
+    (archive / "streams").mkdir()
+    (archive / "streams" / f"{scene_id}.dl").write_bytes(file.getvalue())
+    ledger.begin(scene_id, reader.manifest, reader.manifest_bytes, 0, len(file.getvalue()), "sat-0")
+    ledger.durable(scene_id)
+    result = archive_scene(archive, scene_id, [], time.time())
+    ledger.decoded(scene_id, result)
+    ledger.close()
+    place = result.pop("place")
+    chance = random.Random(0)
+    now = time.time()
+    scenes, places, traffic = [], [], []
+    for number in range(count - 1):
+        name = f"{number:064x}"
+        moment = now - chance.random() * 365 * 86400
+        node = f"sat-{number % 8}"
+        kept = json.dumps(result)
+        scenes.append(
+            (name, f"S2A_T{number % 60:02d}XYZ_{number}", "decoded", 0, reader.manifest_bytes, 40, 50_000 + number,
+             moment, moment + 60, moment + 90, kept, node, moment)
+        )  # fmt: skip
+        west, south = chance.uniform(-179, 178), chance.uniform(-60, 75)
+        ring = [[west, south], [west + 1, south], [west + 1, south + 1], [west, south + 1], [west, south]]
+        outline = json.dumps({"type": "Polygon", "coordinates": [ring]}, separators=(",", ":"))
+        acquired = (datetime.fromtimestamp(moment, UTC) - timedelta(hours=2)).isoformat(timespec="milliseconds")
+        places.append((name, acquired.replace("+00:00", "Z"), outline, west, south, west + 1, south + 1))
+        traffic.append((node, int(moment // 60), 50_000, 40))
+    db = sqlite3.connect(archive / FILE)
+    with db:
+        db.executemany(
+            "INSERT INTO scenes (scene_id, name, state, priority, manifest, chunks, bytes, offered_at, durable_at,"
+            " decoded_at, result, node, progress_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            scenes,
         )
-    return tables
+        db.executemany("INSERT INTO places VALUES (?, ?, ?, ?, ?, ?, ?)", places)
+        db.executemany("INSERT OR IGNORE INTO traffic (node, minute, bytes, chunks) VALUES (?, ?, ?, ?)", traffic)
+        nodes = [(f"sat-{number}", "127.0.0.1", "encoder-node", 1, now, 3, 12345) for number in range(8)]
+        query = "INSERT INTO nodes (node, address, software, streams, seen_at, waiting_scenes, waiting_bytes)"
+        db.executemany(f"{query} VALUES (?, ?, ?, ?, ?, ?, ?)", nodes)
+    db.close()
+    del place
+    _catalogue(archive, scene_id, [row[0] for row in scenes])
+    return scene_id
 
 
-def _bd(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "codec": codec,
-            "percent": one["percent"],
-            "scenes": one["scenes"],
-            "overlap": one["overlap_db"],
-            "low": min(one["percents"]) if one["percents"] else None,
-            "high": max(one["percents"]) if one["percents"] else None,
-            "refused": len(one["refused"]),
-            "why": next(iter(one["refused"].items()), None),
-        }
-        for codec, one in summary["bd_rate"].items()
-    ]
+def _catalogue(archive: Path, scene_id: str, names: list[str]) -> None:
+    """An item per scene, as they would lie, and the collection of them all."""
+    item = json.loads((archive / "scenes" / scene_id / f"{scene_id}.json").read_text())
+    path = archive / "scenes" / "collection.json"
+    collection = json.loads(path.read_text())
+    for name in names:
+        folder = archive / "scenes" / name
+        folder.mkdir()
+        item["id"] = name
+        (folder / f"{name}.json").write_text(json.dumps(item))
+        collection["links"].append({"rel": "item", "href": f"./{name}/{name}.json", "type": "application/geo+json"})
+    path.write_text(json.dumps(add_item_to(collection, item)[1]))
 
 
-def _speed(speed: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """One row per codec, a pair of columns per number of threads."""
-    if not speed or "missing" in speed:
-        return []
-    counts = [key for key in speed if key.isdigit()]
-    rows = []
-    for name in speed[counts[0]]["codecs"]:
-        each = [speed[count]["codecs"].get(name) for count in counts]
-        first = each[0]
-        rows.append(
-            {
-                "codec": name,
-                "kind": first["kind"],
-                "bits": first["bits_per_sample"],
-                "psnr_db": first["psnr_db"],
-                "runs": first["runs"],
-                "each": each,
-            }
-        )
-    return [{"counts": counts, "seconds": [speed[count]["seconds"] for count in counts], "rows": rows}]
+@click.command()
+@click.option("--scenes", default=10_000, show_default=True, type=click.IntRange(2))
+@click.option("--times", default=20, show_default=True, type=click.IntRange(1))
+@click.option("--limit-ms", default=200.0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def main(scenes: int, times: int, limit_ms: float, as_json: bool) -> None:
+    """Time the page over an archive of so many scenes."""
+    from fastapi.testclient import TestClient
+
+    from decoder_node.page.app import Settings, make_app
+
+    with tempfile.TemporaryDirectory(prefix="page-") as name:
+        archive = Path(name)
+        real = fill(archive, scenes)
+        paths = [
+            "/", "/parts/flight", "/parts/nodes", "/parts/counts", "/parts/latest", "/scenes",
+            f"/scenes?from={scenes // 2}", "/scenes?q=XYZ_99", "/scenes?place=40,10,60,30&since=2020-01-01",
+            "/parts/found?state=decoded&node=sat-3", "/footprints.geojson", "/footprints.geojson?place=-10,40,20,60",
+            f"/scenes/{real}", f"/scenes/{real}/preview.png", f"/scenes/{real}/bits.png", "/history?days=30", "/asks",
+            "/stac/catalog.json", "/stac/scenes/collection.json",
+        ]  # fmt: skip
+        rows = []
+        with TestClient(make_app(Settings(archive, frozenset())), base_url="http://localhost") as client:
+            for path in paths:
+                took = []
+                for _ in range(times):
+                    began = time.perf_counter()
+                    answer = client.get(path)
+                    took.append(1000 * (time.perf_counter() - began))
+                    if answer.status_code != 200:
+                        raise click.ClickException(f"{path}: {answer.status_code} {answer.text[:200]}")
+                shown = path.replace(real, real[:6] + "…")
+                first, *rest = took
+                rows.append(
+                    {"path": shown, "first_ms": round(first, 1), "median_ms": round(float(np.median(took)), 1),
+                     "p95_ms": round(float(np.percentile(rest or took, 95)), 1), "bytes": len(answer.content)}
+                )  # fmt: skip
+        opened = _opened(archive)
+    if as_json:
+        print(json.dumps({"scenes": scenes, "rows": rows, **opened}))
+    else:
+        print(f"{'p95 ms':>8} {'median':>8} {'first':>8} {'bytes':>9}  {scenes} scenes")
+        for row in rows:
+            print(f"{row['p95_ms']:>8} {row['median_ms']:>8} {row['first_ms']:>8} {row['bytes']:>9}  {row['path']}")
+        for key, value in opened.items():
+            print(f"{key}: {value}")
+    slow = [row["path"] for row in rows if row["p95_ms"] >= limit_ms]
+    if slow:
+        raise click.ClickException(f"{limit_ms:g} ms or more: {', '.join(map(str, slow))}")
 
 
-def _headline(found: dict[str, Any]) -> list[str]:
-    """What the figures say, in sentences; only what is there."""
-    summary, said = found["summary"], []
-    reference = summary.get("bd_rate_of")
-    at = summary["bits_per_sample_at"].get("45", {})
-    own = at.get(reference)
-    others = {codec: bits for codec, bits in at.items() if codec != reference and bits is not None}
-    if own is not None and others:
-        best = min(others, key=lambda codec: others[codec])
-        count = summary["scenes_at"]["45"]
-        where = f"the {count} scenes that all reach it" if count > 1 else "the scene"
-        said.append(
-            f"At 45 dB {reference} needs {own:.3f} bits per sample, {best}, the best of the others, "
-            f"{others[best]:.3f}: {_change(own, others[best])} (means over {where})."
-        )
-    for bound, one in found["bounds"]["summary"]["bounds"].items():
-        codecs = {codec: figures["bits_per_sample"] for codec, figures in one["codecs"].items()}
-        if one["scenes"] and len(codecs) > 1:
-            ours, *rest = codecs
-            best = min(rest, key=lambda codec: codecs[codec])
-            kind = "Lossless" if bound == "0" else f"With no sample off by more than {bound}"
-            said.append(
-                f"{kind}, {ours} needs {codecs[ours]:.2f} bits per sample, {best}, the best of the others, "
-                f"{codecs[best]:.2f}: {_change(codecs[ours], codecs[best])}."
-            )
-    speed = (found["speed"] or {}).get("1")
-    if speed and reference in speed["codecs"] and "j2k" in speed["codecs"]:
-        against = speed["codecs"]["j2k"]
-        parts = [f"{half}s {_times(against[f'{half}_ratio'])}" for half in ("encode", "decode")]
-        said.append(f"On one thread, at equal PSNR, {reference} {' and '.join(parts)} the speed of OpenJPEG.")
-    return said
+def _opened(archive: Path) -> dict[str, float | int]:
+    """The catalogue as a stranger opens it."""
+    try:
+        import pystac  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        return {}
+    began = time.perf_counter()
+    catalogue = pystac.Catalog.from_file(str(archive / "catalog.json"))
+    items = sum(1 for _ in catalogue.get_items(recursive=True))
+    return {"catalogue_items": items, "catalogue_s": round(time.perf_counter() - began, 1)}
 
 
-def _times(ratio: dict[str, float]) -> str:
-    """A ratio of speeds with its spread, in words."""
-    return f"at {ratio['median']:.2g} times ({ratio['low']:.2g} to {ratio['high']:.2g})"
-
-
-def _change(ours: float, other: float) -> str:
-    percent = 100 * (ours / other - 1)
-    if abs(percent) < 0.5:
-        return "as many"
-    return f"{abs(percent):.0f} % {'fewer' if percent < 0 else 'more'}"
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""How decoding grows with Dask workers: `python -m evaluation.scale SCENE.tif --copies 12 --workers 1,2`.
+
+Encodes the scene, puts so many copies of its stream into an archive (told apart by their names), starts a scheduler and
+workers of one thread each on this machine, decodes the whole archive once to warm them up and then as often as is asked
+for, and prints the throughput for each number of workers: the work of `downlink reprocess`, ledger, GeoTIFFs and
+catalogue included. Scenes are lossless by default (`--quality` for the model). On a machine that does other things as
+well the figures say little: the load is printed beside them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from decoder_node.ledger import Ledger
+from downlink.bundle import find
+from downlink.stream import StreamReader
+from encoder_node.encoder import PlaneEncoder
+from encoder_node.pipeline import encode_scene
+from encoder_node.source import open_source
+from encoder_node.target import Target
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+WITHIN_S = 60.0
+
+
+class _Named:
+    """A source under another name: its stream is another scene."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._source = open_source(path)
+        self.scene = replace_name(self._source.scene, name)
+        self.notes = self._source.notes
+        self.read = self._source.read
+        self.close = self._source.close
+
+
+def replace_name(scene: Any, name: str) -> Any:
+    """The same scene under another name."""
+    import msgspec
+
+    return (
+        msgspec.structs.replace(scene, name=name) if hasattr(scene, "__struct_fields__") else replace(scene, name=name)
+    )
+
+
+def fill(archive: Path, path: Path, copies: int, quality: float | None) -> int:
+    """An archive of complete, undecoded scenes; returns the samples of all."""
+    encoder = None if quality is None else PlaneEncoder(find("universal"))
+    target = Target(max_error=0) if quality is None else Target(quality=quality)
+    ledger = Ledger(archive, create=True)
+    (archive / "streams").mkdir()
+    samples = 0
+    for number in range(copies):
+        file = io.BytesIO()
+        with encode_scene(_Named(path, f"copy {number}"), encoder, target) as encoded:  # type: ignore[arg-type]
+            encoded.write(file)
+        file.seek(0)
+        reader = StreamReader(file)
+        (archive / "streams" / f"{reader.scene_id}.dl").write_bytes(file.getvalue())
+        ledger.begin(reader.scene_id, reader.manifest, reader.manifest_bytes, 0, len(file.getvalue()))
+        ledger.durable(reader.scene_id)
+        samples += reader.manifest.scene.samples
+    ledger.close()
+    return samples
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, count: int) -> Iterator[str]:
+    """A scheduler and `count` workers as processes; gives the scheduler's address."""
+    options = ["--host", "127.0.0.1", "--no-dashboard"]
+    processes = [_start(folder / "scheduler.log", "distributed.cli.dask_scheduler", *options, "--port", "0")]
+    try:
+        address = "tcp://" + _line(folder / "scheduler.log", "Scheduler at:").rpartition("tcp://")[2].strip()
+        for number in range(count):
+            log = folder / f"worker{number}.log"
+            more = [address, *options, "--nthreads", "1", "--no-nanny", "--local-directory", str(folder)]
+            processes.append(_start(log, "distributed.cli.dask_worker", *more))
+        for number in range(count):
+            _line(folder / f"worker{number}.log", "Registered to")
+        yield address
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _start(log: Path, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments], stdout=output, stderr=output, env=ENVIRONMENT
+        )
+
+
+def _line(log: Path, text: str) -> str:
+    until = time.monotonic() + WITHIN_S
+    while time.monotonic() < until:
+        lines = [line for line in log.read_text().splitlines() if text in line]
+        if lines:
+            return lines[-1]
+        time.sleep(0.05)
+    raise click.ClickException(f"{log.name} never said {text!r}: {log.read_text()[-400:]}")
+
+
+@click.command()
+@click.argument("scene", type=click.Path(path_type=Path, exists=True))
+@click.option("--copies", default=12, show_default=True, type=click.IntRange(2))
+@click.option("--workers", default="1,2", show_default=True, help="Numbers of workers to compare.")
+@click.option("--times", default=2, show_default=True, type=click.IntRange(1), help="Runs for each; the best counts.")
+@click.option("--quality", type=float, help="Encode with the model at this quality. Default: lossless, without one.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def main(scene: Path, copies: int, workers: str, times: int, quality: float | None, as_json: bool) -> None:
+    """Compare the throughput of decoding SCENE for several numbers of Dask workers."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="scale-") as name:
+        archive = Path(name) / "archive"
+        archive.mkdir()
+        fill(archive, scene, copies, quality)
+        for count in map(int, workers.split(",")):
+            with cluster(Path(name), count) as address:
+                command = [sys.executable, "-m", "decoder_node", "reprocess", "--archive", str(archive), "--json"]
+                runs = []
+                for run in range(times + 1):  # the first one warms up
+                    load = os.getloadavg()[0]
+                    done = subprocess.run(
+                        [*command, "--workers", address], capture_output=True, text=True, env=ENVIRONMENT, check=False
+                    )
+                    if done.returncode:
+                        raise click.ClickException(done.stderr.strip()[-500:])
+                    if run:
+                        runs.append({**json.loads(done.stdout), "load_before": round(load, 2)})
+            best = max(runs, key=lambda one: one["msamples_per_s"])
+            rows.append({"workers": count, **{key: best[key] for key in ("scenes", "seconds", "scenes_per_s")},
+                         "msamples_per_s": best["msamples_per_s"], "load_before": best["load_before"]})  # fmt: skip
+    for row in rows:
+        row["times"] = round(row["msamples_per_s"] / rows[0]["msamples_per_s"], 2)
+    if as_json:
+        print(json.dumps({"scene": scene.name, "copies": copies, "cores": os.cpu_count(), "rows": rows}))
+        return
+    for row in rows:
+        what = f"{row['msamples_per_s']:.2f} Msamples/s, {row['times']:.2f} x (load before: {row['load_before']})"
+        print(f"{row['workers']} workers: {row['scenes']} scenes in {row['seconds']:.1f} s, {what}")
+
+
+if __name__ == "__main__":
+    main()
