@@ -25,7 +25,7 @@ import numpy as np
 from downlink.errors import DownlinkError
 from downlink.quality import default_peak
 from downlink.scene import Grid, Scene
-from evaluation import bench_speed, bounds, page, pictures, scenes
+from evaluation import bench_speed, bounds, html, pictures, scenes
 from evaluation.cache import Cache
 from evaluation.codecs import CodecSpec, Contestant
 from evaluation.equal_bits import at_equal_bits, bands_at
@@ -139,10 +139,10 @@ def _short_side(entry: Entry) -> int:
 
 def write(folder: Path, found: dict[str, Any]) -> list[Path]:
     """`report.html`, `report.json` and `rows.csv`; each whole or not at all."""
-    html = page.render(found)
+    text = html.render(found)
     figures = {**found, "pictures": [_without_pictures(one) for one in found["pictures"]]}
     contents = {
-        "report.html": html.encode(),
+        "report.html": text.encode(),
         "report.json": msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n",
         "rows.csv": _csv([*found["rows"], *found["bounds"]["rows"]]),
     }
