@@ -2,8 +2,8 @@
 
 A small head (logistic regression, `cloud.json`, made by `python -m training.cloud_head`) looks at each block of
 8 x 8 pixels: mean and deviation of reflectance (DN / 10000) in the blue, green, red and near infrared, which is what
-the block's lowest latent and the energy of the others say. A tile's cloud is the share of its blocks that the head calls
-cloud or snow: it does not tell these apart, nor thin cloud from ground.
+the block's lowest latent and the energy of the others say. A tile's cloud is the share of its blocks that the head
+calls cloud or snow: it does not tell these apart, nor thin cloud from ground.
 
 Skipped tiles become nodata, in all grids of the scene, and cost next to nothing; the manifest's settings say which:
 

@@ -19,6 +19,7 @@ from click.testing import CliRunner  # noqa: E402
 
 from downlink.bundle import Bundle  # noqa: E402
 from tests import scenes  # noqa: E402
+from training.cloud_head import train_head  # noqa: E402
 from training.config import ConfigError  # noqa: E402
 from training.lab import entropy, heads, penalties  # noqa: E402
 from training.lab import page as pages  # noqa: E402
@@ -276,11 +277,12 @@ def test_a_penalty_is_one_file(places: Places, tmp_path: Path, monkeypatch: pyte
 
 # ---- rows 10 to 14
 
-SPECTRA = {  # DN of B01 … B12 as few_labels' rule wants them: water, forest, other vegetation, bare
+SPECTRA = {  # DN of B01 … B12 as few_labels' rule wants them: water, forest, other vegetation, bare,
     0: (900, 800, 700, 400, 300, 250, 200, 200, 180, 150, 100, 80),
     1: (300, 300, 450, 300, 800, 2000, 2500, 2700, 2800, 2700, 1200, 500),
     2: (400, 450, 700, 600, 1100, 2200, 2500, 2600, 2700, 2600, 2600, 1500),
     3: (900, 1000, 1300, 1700, 1900, 2000, 2100, 2200, 2300, 2200, 3000, 2600),
+    4: (5200, 5200, 5300, 5400, 5400, 5500, 5500, 5600, 5600, 5600, 3000, 2000),  # and cloud or snow
 }
 
 
@@ -290,8 +292,8 @@ def parcels() -> Places:
 
     def made(seed: int) -> Place:
         random = np.random.default_rng(seed)
-        kind = random.integers(0, 4, (6, 6)).repeat(16, 0).repeat(16, 1)
-        table = np.array([SPECTRA[k] for k in range(4)], np.float32)
+        kind = random.integers(0, 5, (6, 6)).repeat(16, 0).repeat(16, 1)
+        table = np.array([SPECTRA[k] for k in range(5)], np.float32)
         light = random.uniform(0.9, 1.1, (6, 6)).repeat(16, 0).repeat(16, 1)
         pixels = table[kind].transpose(2, 0, 1) * light + random.normal(scale=15, size=(12, 96, 96))
         return Place(f"parcels{seed}", pixels.astype(np.float32))
@@ -301,9 +303,14 @@ def parcels() -> Places:
 
 
 def test_the_rule_knows_its_land_covers(parcels: Places) -> None:
-    spectra = torch.tensor([SPECTRA[k] for k in range(4)])[:, :, None, None].expand(-1, -1, 2, 2) / 10000
-    assert land_cover(spectra).tolist() == [0, 1, 2, 3]
-    assert land_cover(torch.full((1, 12, 2, 2), 0.5)).tolist() == [4]
+    spectra = torch.tensor([SPECTRA[k] for k in range(5)])[:, :, None, None].expand(-1, -1, 2, 2) / 10000
+    assert land_cover(spectra).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_head_for_clouds_is_trained_to_tell_them(parcels: Places) -> None:
+    head = train_head(parcels)
+    flat = np.array([SPECTRA[k] for k in range(5)])[:, [1, 2, 3, 7], None, None] * np.ones((8, 8))
+    assert [bool(head.cloudy(one).all()) for one in flat] == [False, False, False, False, True]
 
 
 def test_areas_under_curves_and_balanced_accuracies() -> None:
@@ -320,7 +327,7 @@ def test_few_labels_are_enough_for_a_head(parcels: Places, tmp_path: Path, varia
     trial = shortened(row_of("few_labels").variants[variant], 30)
     figures, _ = run_trial(trial, parcels, tmp_path / "run")
     assert figures["classes"] >= 3
-    assert figures["labels_20_percent"] > 80  # of four classes, chance is 25
+    assert figures["labels_20_percent"] > 80  # of five classes, chance is 20
 
 
 def test_planted_anomalies_stand_out(lab: Lab) -> None:
