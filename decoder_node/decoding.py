@@ -173,6 +173,7 @@ def archive_scene(
     try:
         from decoder_node.bits import write_bits
         from decoder_node.catalogue import add_item
+        from decoder_node.enhance import archive_products
         from decoder_node.footprint import footprint
         from decoder_node.quicklook import write_quicklook
     except ImportError as error:
@@ -189,6 +190,8 @@ def archive_scene(
     received = datetime.fromtimestamp(received_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     facts = {"received": received, **decoded.facts}
     assets = [*decoded.paths, picture, bits, *([stream] if there is None else [])]
+    if there is None:
+        assets += archive_products(decoded.paths, folder / scene_id[:12], model_folders)
     item = add_item(archive, scene_id, decoded.manifest, assets, facts)
     if "zarr" in products:
         assets.append(_zarr(folder / f"{scene_id[:12]}.zarr", item))

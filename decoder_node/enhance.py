@@ -27,10 +27,11 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from decoder_node.log import log
 from decoder_node.nodata import restore_nodata
 from decoder_node.raster import write_cog
-from downlink.bundle import Bundle
-from downlink.enhance import GRAPH, EnhanceSpec, enhance_spec
+from downlink.bundle import Bundle, bundles_in
+from downlink.enhance import GRAPH, KIND, EnhanceSpec, enhance_spec
 from downlink.errors import DownlinkError
 from downlink.scene import Band, Grid, Scene
 
@@ -41,6 +42,10 @@ WINDOW: Final = 512
 STRIP: Final = 256
 SENTINEL_2: Final = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 """Names for files of 12 bands that have none; 13 bands have B10 before B11."""
+
+
+ENHANCED: Final = ".enhanced"
+"""In the names of products in an archive."""
 
 
 class EnhanceError(DownlinkError):
@@ -153,6 +158,53 @@ def enhance(paths: Sequence[Path], out: Path, bundle: Bundle, threads: int = 1) 
         mask = _scene(sources, spec.outputs, "uint8", None)
         write_cog(beside, mask, 0, _kept(made, len(spec.outputs), sources.height, sources.width), tags)
         return [out, beside]
+
+
+def archive_products(paths: Sequence[Path], stem: Path, model_folders: Sequence[Path], threads: int = 1) -> list[Path]:
+    """What every enhance bundle in `model_folders` makes of a decoded scene that has its bands: STEM.NAME.enhanced.tif.
+
+    Nothing that goes wrong here is the scene's fault: it is logged, and the scene is whole without it. A scene from
+    which nothing is lost has no restored product.
+    """
+    out: list[Path] = []
+    for bundle in bundles_in(model_folders, KIND):
+        target = stem.with_name(f"{stem.name}.{bundle.name}{ENHANCED}.tif")
+        try:
+            made = enhance(paths, target, bundle, threads)
+        except EnhanceError as error:
+            log.info("not enhanced", extra={"file": target.name, "reason": str(error)})
+            continue
+        except Exception as error:
+            log.warning("not enhanced", extra={"file": target.name, "reason": f"{type(error).__name__}: {error}"})
+            continue
+        if len(made) > 1 and not _any(made[1]):
+            for path in made:
+                path.unlink()
+            continue
+        out += made
+    return out
+
+
+def _any(path: Path) -> bool:
+    """Whether a mask says of any pixel that it was made."""
+    with rasterio.open(path) as dataset:
+        return any(dataset.read(window=window).any() for _, window in dataset.block_windows(1))
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What the catalogue says of a product: its label is its title."""
+    with rasterio.open(path) as dataset:
+        tags, bands, kind = dataset.tags(), band_names(dataset), dataset.dtypes[0]
+    mask = path.stem.endswith("_restored")
+    note = "1: this pixel was made by a network" if mask else tags.get("PRODUCT_NOTE", "")
+    return {
+        "roles": ["mask", "metadata"] if mask else ["enhanced", tags.get("PRODUCT", "")],
+        "title": note,
+        "bands": [{"name": name} for name in bands],
+        "data_type": kind,
+        "downlink:product": tags.get("PRODUCT", ""),
+        "downlink:product_bundle": tags.get("PRODUCT_BUNDLE", ""),
+    }
 
 
 def _scene(sources: _Sources, names: Sequence[str], dtype: Any, nodata: float | None) -> Scene:

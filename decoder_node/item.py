@@ -15,6 +15,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from decoder_node.enhance import ENHANCED, described
 from decoder_node.footprint import footprint
 from decoder_node.raster import band_numbers
 from downlink import __version__
@@ -113,7 +114,7 @@ def interval(acquired: str | None, received: str) -> Json:
 
 
 def _assets(scene: Scene, paths: Sequence[Path], folder: Path) -> Json:
-    rasters = [path for path in paths if path.suffix == ".tif" and not path.name.endswith(BITS)]
+    rasters = [p for p in paths if p.suffix == ".tif" and not p.name.endswith(BITS) and ENHANCED not in p.name]
     if len(rasters) != len(scene.grids):
         raise ValueError(f"{len(rasters)} GeoTIFFs for a scene of {len(scene.grids)} grids")
     assets: Json = {}
@@ -129,6 +130,9 @@ def _assets(scene: Scene, paths: Sequence[Path], folder: Path) -> Json:
         if path.name.endswith(BITS):
             asset |= {"title": "Bits per sample that each tile took: where the scene was hard to foretell"}
             asset |= {"bands": [{"name": "bits per sample"}], "data_type": "float32"}
+        if ENHANCED in path.name:
+            asset |= described(path)
+            key = path.name.partition(".")[2].removesuffix(".tif").replace(".", "_")  # NAME_enhanced
         if path in rasters:
             asset |= _raster_fields(scene, scene.grids[rasters.index(path)])
             # OUT_10m.tif -> data_10m, see raster.output_paths

@@ -167,6 +167,18 @@ def find_id(wanted: bytes, extra_dirs: Iterable[Path] = (), needs: str | None = 
     raise BundleError(f"the stream needs the bundle with id {wanted.hex()}; here are: {here}. Install that bundle")
 
 
+def bundles_in(folders: Iterable[Path], kind: str) -> list[Bundle]:
+    """All bundles of a kind in `folders` (bundles, or folders of bundles), by name; damaged ones are left out."""
+    found = []
+    for folder in folders:
+        for one in [folder] if (folder / JSON).is_file() else _bundles_in(folder):
+            try:
+                found.append(Bundle.read(one))
+            except BundleError:
+                continue
+    return sorted((one for one in found if one.kind == kind), key=lambda one: one.name)
+
+
 def _shelves() -> Iterator[Traversable]:
     """Where released bundles lie: package data of a wheel; the repository's models/ in a checkout."""
     package = resources.files("downlink")

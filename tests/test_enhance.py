@@ -164,3 +164,39 @@ def test_the_command_writes_the_product(tmp_path: Path, damaged: Any) -> None:
     ran = CliRunner().invoke(command, [str(source), str(out), "--model", str(tmp_path / "bundle"), "--json"])
     assert ran.exit_code == 0, ran.output
     assert json.loads(ran.output)["paths"] == [str(out), str(tmp_path / "out_restored.tif")]
+
+
+def test_the_archive_makes_the_products_of_the_bundles_it_has(tmp_path: Path, damaged: Any) -> None:
+    """Of a scene with lost lines: restored, mask and label in the catalogue. Of one without: nothing to restore."""
+    from decoder_node.catalogue import add_item
+    from decoder_node.enhance import archive_products
+    from downlink.chunk import ChunkList, GridCoding, Layout
+    from downlink.manifest import Manifest
+    from downlink.scene import Band, Grid, Scene
+
+    pixels = damaged[0][:, :128, :128]
+    whole = np.maximum(pixels, 1)
+    models = tmp_path / "models"
+    models.mkdir()
+    bundle_in(models / "restorer")
+    bundle_in(models / "other", inputs=("B99",), outputs=("B99",))
+    folder = tmp_path / "scenes" / "ab"
+    folder.mkdir(parents=True)
+    source = geotiff(folder / "ab.tif", pixels)
+    made = archive_products([source], folder / "ab", [models])
+    assert [path.name for path in made] == ["ab.made.enhanced.tif", "ab.made.enhanced_restored.tif"]
+    assert archive_products([geotiff(tmp_path / "whole.tif", whole)], tmp_path / "whole", [models]) == []
+
+    scene = Scene("s", (Grid(128, 128, "uint16", tuple(map(Band, NAMES)), 0),))
+    coding = GridCoding(planes=3, planes_per_chunk=3, groups=4, mask="none", step=1.0)
+    listed = ChunkList.of([b""] * (len(layout := Layout(scene, [coding])) - layout.pages))
+    manifest = Manifest.of(
+        scene=scene, bundle=bytes(range(32)), bundle_name="b", codings=[coding], settings={}, listed=listed,
+        chunks=[b""] * (len(layout) - layout.pages),
+    )  # fmt: skip
+    item = json.loads(add_item(tmp_path, "ab", manifest, [source, *made], {}).read_text())
+    assets = item["assets"]
+    assert set(assets) == {"data", "made_enhanced", "made_enhanced_restored"}
+    assert assets["made_enhanced"]["title"] == "made up"
+    assert assets["made_enhanced"]["roles"] == ["enhanced", "restore"]
+    assert assets["made_enhanced_restored"]["roles"] == ["mask", "metadata"]
