@@ -153,6 +153,8 @@ def test_strange_hosts_are_sent_away(page: TestClient) -> None:
 
 def test_tiles_are_where_the_scene_is_and_change_with_bands(page: TestClient, archive: Archive) -> None:
     outlines = page.get("/footprints.geojson").json()["features"]
+    states = {feature["properties"]["id"]: feature["properties"]["state"] for feature in outlines}
+    assert states == {archive.whole: "decoded", archive.coming: "receiving"}  # the third has no place
     [mine] = [feature for feature in outlines if feature["properties"]["id"] == archive.whole]
     west, south, east, north = mine["properties"]["box"]
     x, y = tile_of((west + east) / 2, (south + north) / 2, 13)

@@ -32,6 +32,7 @@ from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Red
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from decoder_node.footprint import footprint
 from decoder_node.ledger import located
 from decoder_node.page import actions, picture, words
 from decoder_node.page.events import Events
@@ -41,6 +42,7 @@ from decoder_node.page.progress import Progress, progress_of, whole
 from decoder_node.page.shelf import PAGE_SCENES, STATES, Search, SearchError, Shelf
 from downlink import __version__
 from downlink.errors import DownlinkError
+from downlink.manifest import Manifest
 
 SCENE_ID: Final = re.compile(r"[0-9a-f]{64}")
 BODY_BYTES_MAX: Final = 16 * 1024
@@ -216,8 +218,16 @@ class _Page:
     # --- data ---
 
     def footprints(self, request: Request) -> Response:
-        """Where scenes are."""
-        return Response(self.shelf.outlines(_search(request)), media_type="application/geo+json")
+        """Where scenes are; when all are wanted, those too of which nothing was decoded yet."""
+        wanted = _search(request)
+        coming = []
+        if wanted == Search():
+            for entry, manifest in self.shelf.coming():
+                place = None if entry.result else _outline(entry.scene_id, manifest)
+                if place is not None:
+                    facts = {"id": entry.scene_id, "name": entry.name, "state": entry.state, "v": 0, "box": place[1]}
+                    coming.append({"type": "Feature", "geometry": place[0], "properties": facts})
+        return Response(self.shelf.outlines(wanted, coming), media_type="application/geo+json")
 
     def tile(self, request: Request, scene_id: str, z: str, x: str, y: str) -> Response:
         """A piece of a scene on the map."""
@@ -243,11 +253,13 @@ class _Page:
 
     def bits_tile(self, request: Request, scene_id: str, z: str, x: str, y: str) -> Response:
         """Where the bits went, on the map."""
-        return _png(picture.heat_tile(*self._bits(scene_id), *_place(x, y, z)), request.query_params)
+        bits, version, cog = self._bits(scene_id)
+        return _png(picture.heat_tile(bits, version, cog, *_place(x, y, z)), request.query_params)
 
     def bits(self, request: Request, scene_id: str) -> Response:
         """Where the bits went."""
-        return _png(picture.heat(*self._bits(scene_id)), request.query_params)
+        bits, version, _ = self._bits(scene_id)
+        return _png(picture.heat(bits, version), request.query_params)
 
     def quicklook(self, request: Request, scene_id: str) -> Response:
         """The small picture that was made when the scene was decoded."""
@@ -396,11 +408,13 @@ class _Page:
             "heat": picture.heat_range(bits, row.version) if bits is not None else None,
         }  # fmt: skip
 
-    def _bits(self, scene_id: str) -> tuple[str, int]:
+    def _bits(self, scene_id: str) -> tuple[str, int, str]:
+        """The raster of bits, its version, and the scene's first grid."""
         row, entry, _, _ = self._find(scene_id)
         if "bits" not in entry.result:
             raise NotHere("nothing of this scene has been decoded yet")
-        return located(self.archive, entry.result["bits"]), row.version
+        bits, cog = (located(self.archive, path) for path in (entry.result["bits"], entry.result["assets"][0]))
+        return bits, row.version, cog
 
     def _files(self, scene_id: str) -> dict[str, str]:
         """What there is of a scene, by name."""
@@ -427,6 +441,19 @@ class _Page:
             return PlainTextResponse(message + "\n", status)
         phrase = HTTPStatus(status).phrase
         return self._html(request, "error.html", status=status, phrase=phrase, message=message)
+
+
+_OUTLINES: dict[str, tuple[dict[str, Any], list[float]] | None] = {}  # of scenes on their way, by id
+
+
+def _outline(scene_id: str, manifest: Manifest) -> tuple[dict[str, Any], list[float]] | None:
+    """Where a scene on its way will be; None: nobody knows. Found once."""
+    if scene_id not in _OUTLINES:
+        geometry, box = footprint(manifest.scene)
+        if len(_OUTLINES) > 1000:
+            _OUTLINES.clear()
+        _OUTLINES[scene_id] = None if geometry is None or box is None else (geometry, box)
+    return _OUTLINES[scene_id]
 
 
 def _search(request: Request) -> Search:

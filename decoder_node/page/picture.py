@@ -143,12 +143,14 @@ def preview(cogs: Sequence[str], look: Look, version: int) -> bytes:
     return _painted(parts, cogs, look, version)
 
 
-def heat_tile(bits: str, version: int, x: int, y: int, z: int) -> bytes | None:
-    """A map tile of the bits raster, coloured; None where the scene is not."""
+def heat_tile(bits: str, version: int, cog: str, x: int, y: int, z: int) -> bytes | None:
+    """A map tile of the bits raster, coloured, where the scene `cog` has pixels; None where the scene is not."""
     try:
-        with Reader(bits) as reader:
+        with Reader(bits) as reader, Reader(cog) as scene:
             low, high = _heat_range(bits, version)
-            return _heated(reader.tile(x, y, z, tilesize=TILE_PX).array, low, high)
+            values = reader.tile(x, y, z, tilesize=TILE_PX).array
+            shown = np.ma.getmaskarray(scene.tile(x, y, z, tilesize=TILE_PX, indexes=[1]).array)
+            return _heated(np.ma.MaskedArray(values, np.ma.getmaskarray(values) | shown), low, high)
     except TileOutsideBounds:
         return None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -252,8 +252,8 @@ class Shelf:
         found = [[*row[:-1], json.loads(row[-1] or "{}")] for row in rows]
         return [Row(*fields) for fields in found], total
 
-    def outlines(self, wanted: Search) -> str:
-        """The newest places of a search as a GeoJSON FeatureCollection, ready to be sent."""
+    def outlines(self, wanted: Search, more: Sequence[dict[str, Any]] = ()) -> str:
+        """The newest places of a search as a GeoJSON FeatureCollection, ready to be sent, after `more` features."""
         where, values = wanted.conditions()
         query = (
             "SELECT json_object('type', 'Feature', 'geometry', json(p.outline), 'properties', json_object('id',"
@@ -263,7 +263,7 @@ class Shelf:
             f" WHERE p.outline IS NOT NULL AND {where} ORDER BY s.offered_at DESC LIMIT {OUTLINES_MAX}"
         )
         with self._db() as db:
-            features = ",".join(row[0] for row in db.execute(query, values))
+            features = ",".join([*map(json.dumps, more), *(row[0] for row in db.execute(query, values))])
         return f'{{"type":"FeatureCollection","features":[{features}]}}'
 
     def scene(self, scene_id: str) -> tuple[Row, Entry, Manifest, str | None] | None:

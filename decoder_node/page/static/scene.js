@@ -61,6 +61,8 @@ for (const place of [0, 1, 2]) byId(`band-${place}`).value = start[place] ?? sta
 // A finer version has come: the facts are fetched by htmx, and say which it is.
 document.body.addEventListener('htmx:afterSwap', () => {
   const now = byId('state')?.dataset.version;
+  if (map && holder.dataset.outline) outline();
+  if (byId('state')?.dataset.state === 'decoded' && byId('drag')) byId('drag').hidden = true;
   if (!now || now === version) return;
   if (!Number(version) || !byId('map')) { location.reload(); return; }
   version = now;
@@ -70,8 +72,7 @@ document.body.addEventListener('htmx:afterSwap', () => {
 if (byId('map')) {
   map = await makeMap(holder);
   if (holder.dataset.outline) {
-    const properties = { id: scene, state: byId('state').dataset.state, box: extent() };
-    showFootprints(map, { ...EMPTY, features: [{ type: 'Feature', properties, geometry: JSON.parse(holder.dataset.outline) }] });
+    outline();
     map.setPaintProperty('footprint-fill', 'fill-opacity', 0);
     const [west, south, east, north] = extent();
     map.fitBounds([[west, south], [east, north]], { padding: 28, animate: false });
@@ -80,6 +81,11 @@ if (byId('map')) {
 }
 show();
 holder.dataset.ready = 'yes';
+
+function outline() {
+  const properties = { id: scene, state: byId('state').dataset.state, box: extent() };
+  showFootprints(map, { ...EMPTY, features: [{ type: 'Feature', properties, geometry: JSON.parse(holder.dataset.outline) }] });
+}
 
 function prepareBox() {
   const button = byId('drag');
