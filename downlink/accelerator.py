@@ -19,9 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downlink.context import COMPAND_TABLE, LEVEL_LIMIT
-from downlink.dct import BLOCK, CHANNELS, ROOT, ROOT_CHANNELS, SUBBANDS, lapped, order, root_integers, subband
+from downlink.dct import BLOCK, CHANNELS, ROOT, ROOT_CHANNELS, SUBBANDS, lapped, order, root_integers, subband, unlapped
 from downlink.lookup import Lookup
-from downlink.network import HyperLayers, Layers, feature_weights, hyper_weights, subband_weights
+from downlink.network import (
+    HyperLayers,
+    Layers,
+    SynthesisLayers,
+    feature_weights,
+    hyper_weights,
+    subband_weights,
+    synthesis_weights,
+)
 from downlink.prior import FEATURES, GRAPHS, Symbols
 from downlink.spec import PlaneSpec
 from downlink.table import Tables
@@ -88,6 +96,40 @@ def forward(part: Part, out: Floats) -> bool:
     half, places = part.half, part.places.astype(np.int32)
     _native.forward(*_pixels(part), (len(out), *out.shape[2:]), lapped(half), order(half), places, out)
     return True
+
+
+def back(
+    coefficients: Floats,
+    places: NDArray[np.intp],
+    half: bool,
+    mixed: tuple[int, int],
+    window: tuple[int, int, int, int],
+    dtype: str,
+) -> NDArray[Any] | None:
+    """Coefficients (bands, 64, h, w), C order, of bands `places` -> their pixels in an integer dtype: `dct.inverse`,
+    `lap.unmix` between the first `mixed` blocks (down, across), rounded and clipped. `window` is (row, rows, column,
+    columns) of the pixels wanted. None where numpy has to."""
+    kind = np.dtype(dtype)
+    if native() is None or kind.char not in "BHh" or not coefficients.flags.c_contiguous:
+        return None
+    _, rows, _, columns = window
+    limits = np.iinfo(kind)
+    out = np.empty((len(places), rows, columns), kind)
+    bands, _, height, width = coefficients.shape
+    _native.back(
+        BLOCK // 2 if half else BLOCK,
+        coefficients,
+        (bands, height, width),
+        places.astype(np.int32),
+        unlapped(half),
+        order(half),
+        mixed,
+        window,
+        kind.char,
+        (float(limits.min), float(limits.max)),
+        out,
+    )
+    return out
 
 
 class Mixing(NamedTuple):
@@ -284,6 +326,37 @@ class Ear:
         levels = _whole(levels, np.uint8)
         _native.hear(self._model, (count, height, width), _whole(planes, np.float32), levels, out)
         return out
+
+
+class Corrector:
+    """The synthesis' network of one bundle."""
+
+    def __init__(self, layers: SynthesisLayers) -> None:
+        enter, blocks, last, size = layers
+        pairs = tuple((*see, *mix) for see, mix in blocks)
+        self._model: Any = _native.synthesis_model(len(enter.bias), enter, pairs, last, size)
+
+    def correct(self, values: Floats, levels: NDArray[np.uint8], alive: NDArray[np.intp]) -> Floats:
+        """Values of symbols (planes, 64, h, w) and levels (planes, 4) -> the same with what the network adds to planes
+        `alive`."""
+        values = _whole(values, np.float32)
+        out = np.empty_like(values)
+        planes, _, height, width = values.shape
+        chosen = np.zeros(planes, np.uint8)
+        chosen[alive] = 1
+        _native.correct(self._model, (planes, height, width), values, _whole(levels, np.uint8), chosen, out)
+        return out
+
+
+def corrector_of(content: bytes) -> Corrector | None:
+    """Of a bundle's decoder.onnx."""
+    if native() is None:
+        return None
+    layers = synthesis_weights(content)
+    try:
+        return None if layers is None else Corrector(layers)
+    except ValueError:  # layers of other sizes than the loops know
+        return None
 
 
 def ear_of(content: bytes, limit: int) -> Ear | None:

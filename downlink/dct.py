@@ -99,6 +99,24 @@ def lapped(half: bool = False) -> Floats:
 
 
 @cache
+def unlapped(half: bool = False) -> Floats:
+    """What a unit of each frequency of a block makes, along one side, of half a block, a block and half a block of
+    pixels once they are unmixed: (4, size, 2 size), numbered as in `lapped`."""
+    size = BLOCK // 2 if half else BLOCK
+    middle = size // 2
+    rows = _cosines(size) / lap.norms(size)[:, None] / (2.0**0.5 if half else 1.0)
+    unmixing = lap.unmixing(size)
+    out = np.zeros((4, size, 2 * size))
+    for number in range(4):
+        out[number, :, middle : middle + size] = rows
+        if number & 1:
+            out[number, :, :size] = rows[:, :middle] @ unmixing[:, middle:].T
+        if number & 2:
+            out[number, :, size:] = rows[:, middle:] @ unmixing[:, :middle].T
+    return np.ascontiguousarray(out, np.float32)
+
+
+@cache
 def order(half: bool = False) -> NDArray[np.uint8]:
     """The channel of every frequency (u, v), in row-major order."""
     size = BLOCK // 2 if half else BLOCK

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from downlink.dct import CHANNELS, ROOT_CHANNELS, SUBBANDS, subband
 from downlink.graph import fields
 from downlink.prior import MEANS, PREDICTED
+from downlink.synthesis import SEEN_CHANNELS
 
 _END: Final = 2**63 - 1
 _SHIFT: Final = 6
@@ -114,6 +115,64 @@ def hyper_weights(content: bytes, limit: int) -> HyperLayers | None:
         for weight, bias, shift in zip(weights[::2], weights[1::2], (first, second, last), strict=True)
     ]
     return found[0], found[1], found[2]
+
+
+class SynthesisLayers(NamedTuple):
+    """The layer that is entered by, residual blocks of two layers, the last layer's weights and biases, and what one of
+    its integers stands for (64)."""
+
+    enter: HyperLayer
+    blocks: tuple[tuple[HyperLayer, HyperLayer], ...]
+    last: tuple[NDArray[np.int8], NDArray[np.int32]]
+    size: NDArray[np.float32]
+
+
+_TRUNK: Final = -2048, 2047
+_UPPER: Final = 0.0625
+
+
+def synthesis_weights(content: bytes) -> SynthesisLayers | None:
+    """Of the synthesis' network."""
+    program, weights = _read(content)
+    residuals, rest = divmod(len(weights) - 5, 4)
+    if rest or residuals < 1 or weights[-1].shape != (1, CHANNELS, 1, 1):
+        return None
+    width = len(weights[0])
+    found: list[int] = []
+    wanted = _layer("seen", (width, SEEN_CHANNELS, 1, 1), (width,), "", 0, *_TRUNK, _given(program, 1, found))
+    trunk = 3
+    for block in range(residuals):
+        at = 4 + 11 * block
+        wanted += [f"Mul n{trunk} {_UPPER}", f"Floor n{at}"]
+        wanted += _layer(f"n{at + 1}", (width, width, 3, 3), (width,), " pads=[1, 1, 1, 1]", at + 2, 0, 255,
+                         _given(program, at + 3, found))  # fmt: skip
+        wanted += _layer(
+            f"n{at + 5}", (width, width, 1, 1), (width,), "", at + 6, 0, 0, _given(program, at + 7, found)
+        )[:3]
+        wanted += [f"Add n{trunk} n{at + 8}", f"Clip n{at + 9} {float(_TRUNK[0])} {float(_TRUNK[1])}"]
+        trunk = at + 10
+    last = [
+        f"Mul n{trunk} {_UPPER}",
+        f"Floor n{trunk + 1}",
+        f"Conv n{trunk + 2} ({CHANNELS}, {width}, 1, 1) ({CHANNELS},)",
+    ]
+    wanted += [*last, f"Mul n{trunk + 3} (1, {CHANNELS}, 1, 1)"]
+    if program != wanted or not all(_integers(a, _LIMITS[n % 2]) for n, a in enumerate(weights[:-1])):
+        return None
+    layers = [
+        HyperLayer(np.ascontiguousarray(weight, np.int8), np.ascontiguousarray(bias, np.int32), shift)
+        for weight, bias, shift in zip(weights[:-1:2], weights[1:-1:2], (*found, 0), strict=True)
+    ]
+    blocks = tuple(zip(layers[1:-1:2], layers[2:-1:2], strict=True))
+    size = np.ascontiguousarray(weights[-1].ravel(), np.float32)
+    return SynthesisLayers(layers[0], blocks, layers[-1][:2], size)
+
+
+def _given(program: list[str], line: int, found: list[int]) -> int:
+    """The shift that a line of a program states, if it states one; added to those found."""
+    shift = _shift_of(program[line]) if line < len(program) else None
+    found.append(0 if shift is None else shift)
+    return found[-1]
 
 
 def _shift_of(line: str) -> int | None:

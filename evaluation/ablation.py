@@ -69,7 +69,7 @@ def _plain_rounding() -> Iterator[None]:
 
 @contextmanager
 def _no_synthesis() -> Iterator[None]:
-    with mock.patch.object(PlaneDecoder, "synthesise", lambda self, values, levels: values):
+    with mock.patch.object(PlaneDecoder, "synthesise", lambda self, values, levels, some: values):
         yield
 
 

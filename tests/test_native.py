@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from decoder_node.compose import decode_rows
-from decoder_node.decoder import PlaneDecoder
+from decoder_node.decoder import LOUD_LEVEL, PlaneDecoder
 from downlink import accelerator, bundle, dct, lap, network
 from downlink.accelerator import SWITCH, Accelerator, accelerator_of
 from downlink.dct import SUBBANDS
@@ -262,6 +262,63 @@ def test_hyper_latents_are_those_of_onnxruntime(encoder: PlaneEncoder, loops: Ac
     wanted = encoder._run(HYPER, {"loudness": loudness(planes[None], code.levels)})[0]
     assert np.ptp(wanted) > 0
     np.testing.assert_array_equal(heard.hear(planes, code.levels), wanted)
+
+
+@needs_loops
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 5), (9, 40), (33, 64)])
+def test_corrections_are_those_of_onnxruntime(loops: Accelerator, height: int, width: int) -> None:
+    decoder = PlaneDecoder(bundle.find("universal"))
+    assert decoder._corrector is not None
+    random = np.random.default_rng(height)
+    values = (random.laplace(size=(4, 64, height, width)) * 10 ** random.uniform(-1, 3)).astype(np.float32)
+    values[1, 5] = 1 << 20
+    levels = random.integers(LOUD_LEVEL, 90, (4, 4)).astype(np.uint8)
+    levels[2, 3] = 0
+    some = np.array([False, True, True, False])  # 3 follows a plane that is something
+    found = decoder.synthesise(values, levels, some)
+    decoder._corrector = None
+    wanted = decoder.synthesise(values, levels, some)
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(found[0], values[0])
+    np.testing.assert_array_equal(found[2, 16:], values[2, 16:])
+    assert (found[3] != values[3]).any()
+
+
+@needs_loops
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
+@pytest.mark.parametrize("half", [False, True], ids=["full", "half"])
+@pytest.mark.parametrize(
+    ("height", "width", "down", "across"), [(3, 20, 3, 20), (5, 33, 4, 31), (1, 1, 1, 1), (4, 3, 2, 2)]
+)
+def test_coefficients_become_pixels_as_in_numpy(
+    loops: Accelerator, height: int, width: int, down: int, across: int, half: bool, dtype: str
+) -> None:
+    random, size, limits = np.random.default_rng(height), 4 if half else 8, np.iinfo(dtype)
+    coefficients = (random.normal(size=(3, 64, height, width)) * limits.max / 20).astype(np.float32)
+    coefficients[:, 0] += limits.max * 4.0
+    places = np.array([2, 0])
+    pixels = dct.inverse(coefficients[places, : size * size], half)
+    lap.unmix(pixels[:, : down * size, : across * size], size, (size, size))
+    wanted = np.clip(np.rint(pixels), limits.min, limits.max)[:, 1 : down * size, 2 : across * size]
+    window = 1, down * size - 1, 2, across * size - 2
+    found = accelerator.back(coefficients, places, half, (down, across), window, dtype)
+    assert found is not None
+    assert found.dtype == dtype
+    off = np.abs(found.astype(int) - wanted)
+    assert off.max() <= 1  # floats that lie between two integers
+    assert (off > 0).sum() <= max(1, 0.01 * off.size)
+    assert len(np.unique(wanted)) > min(8, wanted.size // 2)
+
+
+@needs_loops
+def test_a_synthesis_of_another_form_is_left_to_onnxruntime() -> None:
+    graph = bundle.find("universal").file("decoder.onnx")
+    assert network.synthesis_weights(graph) is not None
+    assert network.synthesis_weights(graph.replace(b"\x05Floor", b"\x05Round", 1)) is None
+    assert (
+        network.synthesis_weights(graph.replace(np.float32(1 / 16).tobytes(), np.float32(1 / 8).tobytes(), 1)) is None
+    )
+    assert network.synthesis_weights(graph.replace(np.float32(2047).tobytes(), np.float32(2046).tobytes(), 1)) is None
 
 
 @needs_loops

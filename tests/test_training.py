@@ -231,7 +231,7 @@ def test_a_short_run_learns_resumes_and_exports_a_bundle_that_works(folder: Path
         export, [str(run), "--data", str(folder), "--out", str(tmp_path / "models" / "small")]
     )
     assert exported.exit_code == 0, exported.output
-    assert "prior_outputs_differing: 0" in exported.output
+    assert "integer_outputs_differing: 0" in exported.output
     bundle = Bundle.read(tmp_path / "models" / "small")
     bundle.verify()
     assert "## Measured" in bundle.file("card.md").decode()

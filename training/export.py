@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from downlink.context import LEVEL_LIMIT
-from downlink.dct import SUBBANDS
 from downlink.prior import FEATURES, GRAPHS
 from downlink.selftest import SelfTest, answer
 from downlink.spec import PlaneSpec
+from downlink.synthesis import SEEN_CHANNELS
 from downlink.table import Tables, logistic
 from training.card import card
 from training.check import check_exact, check_scene, compare, session_prior
@@ -35,6 +35,7 @@ from training.integer import freeze
 from training.model import HYPER, HYPER_LIMIT, Expect, PlaneCodec, Prior
 from training.objective import measure
 from training.rate import SCALE_UNIT
+from training.synthesis import IntegerSynthesis, shown
 from training.train import validation_batches
 
 Checks = dict[str, Any]
@@ -90,17 +91,15 @@ def _bare(model: onnx.ModelProto) -> bytes:
     return model.SerializeToString()
 
 
-def graphs(codec: PlaneCodec, hyper_analysis: IntegerHyper) -> dict[str, bytes]:
+def graphs(codec: PlaneCodec, hyper_analysis: IntegerHyper, synthesis: IntegerSynthesis) -> dict[str, bytes]:
     """encoder.onnx, decoder.onnx, prior_features.onnx and the subbands' prior_0.onnx to prior_3.onnx."""
     free = torch.export.Dim.DYNAMIC
     config = codec.config
-    level = torch.full((2, len(SUBBANDS), 1, 1), 40.0)
     image = {0: free, 2: free, 3: free}
 
     def blank(channels: int, side: int = 16) -> Tensor:  # one each: the exporter merges inputs that are one tensor
         return torch.zeros(2, channels, side, side)
 
-    planes = {"level": {0: free}}
     files = {
         "encoder.onnx": _onnx(
             hyper_analysis,
@@ -108,12 +107,7 @@ def graphs(codec: PlaneCodec, hyper_analysis: IntegerHyper) -> dict[str, bytes]:
             ["hyper"],
             {"loudness": image},
         ),
-        "decoder.onnx": _onnx(
-            codec.synthesis,
-            {"symbols": blank(config.latents), "before": blank(config.latents), "level": level},
-            ["coefficients"],
-            {"symbols": image, "before": image, **planes},
-        ),
+        "decoder.onnx": _onnx(synthesis, {"seen": blank(SEEN_CHANNELS)}, ["correction"], {"seen": image}),
     }
     prior = freeze(deepcopy(codec.prior))
     assert isinstance(prior, Prior)
@@ -174,10 +168,12 @@ def export(
     batches = [batch for _, _, batch in validation_batches(held, run)]
     checks: Checks = {"largest_partial_sum_share": check_exact(codec)}
     hyper_analysis = IntegerHyper(codec.hyper, [loud for loud, _ in loudnesses(codec, batches)])
-    files = graphs(codec, hyper_analysis)
+    with torch.no_grad():
+        synthesis = IntegerSynthesis(codec.synthesis, [one.seen for one in shown(batches)])
+    files = graphs(codec, hyper_analysis, synthesis)
     spec = spec_of(codec, run.trade, distortion_table(codec, batches, run.trade))
     files["tables.bin"] = tables_of().pack()
-    checks |= compare(codec, hyper_analysis, files, spec, batches)
+    checks |= compare(codec, hyper_analysis, synthesis, files, spec, batches)
     prior = session_prior(files)
     seed, planes, size = SELF_TEST
     hashed = answer(spec, Tables.unpack(files["tables.bin"]), prior, seed, planes, size)

@@ -26,6 +26,8 @@ enum {
     BLOCK_OUTPUTS = 8, /* outputs of a dense layer that are computed together */
     FIELDS = 32,       /* fields that pass a dense layer together */
     VALUE_MOST = 1 << 24,
+    TAPS = 9,          /* of a 3 x 3 convolution */
+    OFFSET = 128,      /* what makes a signed byte one without a sign */
     SIDE_MOST = 64 /* latents along a tile's side; the format allows 32 */
 };
 
@@ -39,6 +41,13 @@ typedef struct {
     uint32_t *pairs; /* [blocks][groups][8][2]: the same as 16-bit numbers: inputs 0 and 2, inputs 1 and 3 */
     int32_t *bias;   /* [blocks * 8] */
 } Dense;
+
+/* A layer that sees inputs of 16 bits, two in one word. */
+typedef struct {
+    int groups, blocks;
+    uint32_t *pairs; /* [blocks][groups][8] */
+    int32_t *bias;   /* [blocks * 8] */
+} Wide;
 
 typedef struct {
     Dense first, head;
@@ -194,6 +203,9 @@ int net_seen(int group, int features);
 int net_make(Net *net, int group, int features, const Weights *w);
 int dense_make(Dense *d, int groups, int outputs, const int8_t *packed, const int32_t *bias);
 void dense_free(Dense *d);
+/* Weights [outputs][channels][taps] for words that are packed tap by tap; inputs of channels from `offset` on are OFFSET
+ * higher than what they stand for. */
+int taps_make(Dense *d, int outputs, int channels, int taps, int offset, const int8_t *weights, const int32_t *bias);
 int coder_make(Model *m, const uint16_t *frequencies);
 void model_free(Model *m);
 

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LEVEL_ZERO = 32, LOUD_PER_OCTAVE = 12, SYMBOL_LIMIT_BITS = 20, OFFSET = 128, TAPS = 9 };
+enum { LEVEL_ZERO = 32, LOUD_PER_OCTAVE = 12, GROUPS_MOST = TAPS * ENTRIES / 2 };
 
 /* Quads of channels in rows with a border of one field: row 0 and column 0 stand before the first. */
 typedef struct {
@@ -18,35 +18,11 @@ typedef struct {
 #define BODY "hyper_body.h"
 #include "levels.h"
 
-/* Weights [outputs][channels][taps] as bytes in the order in which fields are packed: tap by tap. `offset` of the first
- * channel whose inputs are 128 higher than what they stand for. */
-static int layer_make(Dense *d, int outputs, int channels, int taps, int offset, const int8_t *weights, const int32_t *bias) {
-    const int words = (channels + 3) / 4, groups = taps * words;
-    int8_t *packed = calloc((size_t)outputs, (size_t)groups * 4);
-    int32_t *moved = calloc((size_t)outputs, sizeof *moved);
-    int result = NO_MEMORY;
-    if (packed && moved) {
-        for (int o = 0; o < outputs; o++) {
-            moved[o] = bias[o];
-            for (int c = 0; c < channels; c++)
-                for (int k = 0; k < taps; k++) {
-                    int8_t weight = weights[((size_t)o * (size_t)channels + (size_t)c) * (size_t)taps + (size_t)k];
-                    packed[((size_t)o * (size_t)groups + (size_t)(k * words + c / 4)) * 4 + (size_t)(c % 4)] = weight;
-                    if (c >= offset) moved[o] -= OFFSET * weight;
-                }
-        }
-        result = dense_make(d, groups, outputs, packed, moved);
-    }
-    free(packed);
-    free(moved);
-    return result;
-}
-
 int hyper_make(Hyper *h, int latents, int middle, int wide, const int8_t *const weights[3], const int32_t *const bias[3]) {
-    if (layer_make(&h->first, wide, HEARD, TAPS, CHANNELS, weights[0], bias[0]) ||
-        layer_make(&h->second, middle, wide, TAPS, wide, weights[1], bias[1]))
+    if (taps_make(&h->first, wide, HEARD, TAPS, CHANNELS, weights[0], bias[0]) ||
+        taps_make(&h->second, middle, wide, TAPS, wide, weights[1], bias[1]))
         return NO_MEMORY;
-    return layer_make(&h->last, latents, middle, 1, middle, weights[2], bias[2]);
+    return taps_make(&h->last, latents, middle, 1, middle, weights[2], bias[2]);
 }
 
 void hyper_free(Hyper *h) {

@@ -7,7 +7,7 @@ INLINE int32_t NAME(loudness)(float x) {
     union {
         float real;
         int32_t bits;
-    } one = {(x < 0 ? -x : x) + 1.0f};
+    } one = {__builtin_fabsf(x) + 1.0f};
     int32_t octaves = (one.bits >> 15) - (127 << 8), rest = octaves & 255;
     octaves += rest * (256 - rest) * 88 >> 16;
     return (octaves * LOUD_PER_OCTAVE + 128) >> 8;
@@ -70,14 +70,14 @@ INLINE void NAME(unroll)(const Bordered *from, int words, int taps, int first, i
 
 /* A layer of (height, width) results, in quads again. */
 static void NAME(hidden)(const Dense *d, int shift, const Bordered *from, int channels, int height, int width,
-                         const uint16_t *every, uint32_t *packed, const Bordered *to) {
+                         const int32_t *at, uint32_t *packed, const Bordered *to) {
     int32_t out[BLOCK_OUTPUTS][FIELDS];
     const int fields = height * width;
     for (int first = 0; first < fields; first += FIELDS) {
         const int count = fields - first < FIELDS ? fields - first : FIELDS;
         NAME(unroll)(from, (channels + 3) / 4, TAPS, first, count, width, packed);
         for (int block = 0; block < d->blocks; block++) {
-            NAME(sums)(d, block, packed, FIELDS, every, d->groups, d->bias + block * BLOCK_OUTPUTS, out);
+            NAME(all_sums)(d, block, packed, at, d->bias + block * BLOCK_OUTPUTS, out);
             for (int quad = 0; quad < BLOCK_OUTPUTS && block * BLOCK_OUTPUTS + quad < d->outputs; quad += 4) {
                 uint32_t *into = to->quads + (size_t)(block * BLOCK_OUTPUTS + quad) / 4 * to->size, words[FIELDS];
                 for (int f = 0; f < FIELDS; f++) {
@@ -95,19 +95,19 @@ static void NAME(hidden)(const Dense *d, int shift, const Bordered *from, int ch
 static void NAME(hyper)(const Heard *t, const Bordered *loud, const Bordered *half, const Bordered *quarter, uint32_t *packed) {
     const Hyper *n = t->net;
     const int high = t->height / 4, wide = t->width / 4, fields = high * wide;
-    uint16_t every[ENTRIES * 4];
-    for (int g = 0; g < ENTRIES * 4; g++) every[g] = (uint16_t)g;
+    int32_t at[GROUPS_MOST];
+    for (int g = 0; g < GROUPS_MOST; g++) at[g] = g * FIELDS;
     int32_t out[BLOCK_OUTPUTS][FIELDS], *to = t->out;
     for (int plane = 0; plane < t->count; plane++, to += n->last.outputs * fields) {
         NAME(listen)(t->planes + (size_t)plane * CHANNELS * (size_t)(t->height * t->width), t->levels + plane * SUBBANDS,
                      t->height, t->width, loud);
-        NAME(hidden)(&n->first, n->shift[0], loud, HEARD, 2 * high, 2 * wide, every, packed, half);
-        NAME(hidden)(&n->second, n->shift[1], half, n->first.outputs, high, wide, every, packed, quarter);
+        NAME(hidden)(&n->first, n->shift[0], loud, HEARD, 2 * high, 2 * wide, at, packed, half);
+        NAME(hidden)(&n->second, n->shift[1], half, n->first.outputs, high, wide, at, packed, quarter);
         for (int first = 0; first < fields; first += FIELDS) {
             const int count = fields - first < FIELDS ? fields - first : FIELDS;
             NAME(unroll)(quarter, (n->second.outputs + 3) / 4, 1, first, count, wide, packed);
             for (int block = 0; block < n->last.blocks; block++) {
-                NAME(sums)(&n->last, block, packed, FIELDS, every, n->last.groups, n->last.bias + block * BLOCK_OUTPUTS, out);
+                NAME(all_sums)(&n->last, block, packed, at, n->last.bias + block * BLOCK_OUTPUTS, out);
                 for (int o = 0; o < BLOCK_OUTPUTS && block * BLOCK_OUTPUTS + o < n->last.outputs; o++)
                     for (int f = 0; f < count; f++)
                         to[(block * BLOCK_OUTPUTS + o) * fields + first + f] =

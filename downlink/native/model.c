@@ -9,7 +9,7 @@ static const int CHANNELS_OF[SUBBANDS] = {16, 3, 12, 48};
 static const int FIRST_OF[SUBBANDS] = {0, 1, 4, 16};
 static const int BESIDE[SUBBANDS] = {2, 2, 0, 0};
 
-enum { FLAGS = 2, OFFSET = 128 };
+enum { FLAGS = 2 };
 
 static int front_of(int group) { return 3 * CHANNELS_OF[group] + (group ? 2 * FIRST_OF[group] : 0); }
 
@@ -77,6 +77,28 @@ int net_make(Net *net, int group, int features, const Weights *w) {
     if (!result)
         result = pack(&net->head, &net->head_flags, group, features, w->outputs, 0, w->hidden, words, w->head,
                       w->head_bias);
+    return result;
+}
+
+int taps_make(Dense *d, int outputs, int channels, int taps, int offset, const int8_t *weights, const int32_t *bias) {
+    const int words = (channels + 3) / 4, groups = taps * words;
+    int8_t *packed = calloc((size_t)outputs, (size_t)groups * 4);
+    int32_t *moved = calloc((size_t)outputs, sizeof *moved);
+    int result = NO_MEMORY;
+    if (packed && moved) {
+        for (int o = 0; o < outputs; o++) {
+            moved[o] = bias[o];
+            for (int c = 0; c < channels; c++)
+                for (int k = 0; k < taps; k++) {
+                    int8_t weight = weights[((size_t)o * (size_t)channels + (size_t)c) * (size_t)taps + (size_t)k];
+                    packed[((size_t)o * (size_t)groups + (size_t)(k * words + c / 4)) * 4 + (size_t)(c % 4)] = weight;
+                    if (c >= offset) moved[o] -= OFFSET * weight;
+                }
+        }
+        result = dense_make(d, groups, outputs, packed, moved);
+    }
+    free(packed);
+    free(moved);
     return result;
 }
 

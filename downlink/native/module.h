@@ -14,6 +14,7 @@
 #include "codec.h"
 
 #define CAPSULE "downlink._native.model"
+#define SYNTHESIS_CAPSULE "downlink._native.synthesis_model"
 #define HYPER_CAPSULE "downlink._native.hyper_model"
 
 enum { HYPER_MOST = 127, BUFFERS_MOST = 32, PLANES_MOST = 1 << 10, TURN_MOST = 1 << 20 };
@@ -32,12 +33,15 @@ int refuse(const char *why);
 
 PyObject *make_model(PyObject *self, PyObject *args);
 PyObject *make_hyper_model(PyObject *self, PyObject *args);
+PyObject *make_synthesis_model(PyObject *self, PyObject *args);
 PyObject *encode(PyObject *self, PyObject *args);
 PyObject *decode(PyObject *self, PyObject *args);
 PyObject *follow(PyObject *self, PyObject *args);
 PyObject *hear(PyObject *self, PyObject *args);
+PyObject *correct(PyObject *self, PyObject *args);
 PyObject *forwards(PyObject *self, PyObject *args);
 PyObject *mixes(PyObject *self, PyObject *args);
+PyObject *backs(PyObject *self, PyObject *args);
 PyObject *fronts(PyObject *self, PyObject *args);
 
 #endif

@@ -1,6 +1,7 @@
 /* Weights and tables of a bundle, from Python. */
 #include "module.h"
 #include "hyper.h"
+#include "synthesis.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -181,5 +182,84 @@ PyObject *make_hyper_model(PyObject *self, PyObject *args) {
     if (!h) return PyErr_NoMemory();
     PyObject *capsule = hyper_layers(h, args) ? NULL : PyCapsule_New(h, HYPER_CAPSULE, destroy_hyper);
     if (!capsule) hyper_free(h);
+    return capsule;
+}
+
+/* ---- synthesis_model(width, (weights, bias, shift), ((weights, bias, shift, weights, bias, shift), …), (weights, bias), size) */
+
+static void destroy_synthesis(PyObject *capsule) { synthesis_free(PyCapsule_GetPointer(capsule, SYNTHESIS_CAPSULE)); }
+
+/* Weights and bias of a layer, held. */
+static const int8_t *weights_of(Held *held, PyObject *weights, PyObject *bias, size_t inputs, size_t outputs, const int32_t **found) {
+    const int8_t *w = hold(held, weights, inputs * outputs, 0, "weights");
+    if (!w || !(*found = hold(held, bias, outputs * 4, 0, "bias"))) return NULL;
+    for (size_t o = 0; o < outputs; o++)
+        if ((*found)[o] > 1 << 24 || (*found)[o] < -(1 << 24)) {
+            refuse("a bias is out of range");
+            return NULL;
+        }
+    return w;
+}
+
+static int shift_of(int shift) { return shift < 0 || shift > 24 ? refuse("a shift is out of range") : 0; }
+
+static int residual(Synthesis *s, PyObject *given, int number) {
+    PyObject *o[4];
+    Held held = {.count = 0};
+    const int32_t *bias;
+    const int8_t *weights;
+    int result = -1;
+    const size_t wide = (size_t)s->width;
+    if (!PyTuple_Check(given)) return refuse("a block is no tuple");
+    if (!PyArg_ParseTuple(given, "OOiOOi", &o[0], &o[1], &s->see_shift[number], &o[2], &o[3], &s->mix_shift[number])) return -1;
+    if (shift_of(s->see_shift[number]) || shift_of(s->mix_shift[number])) return -1;
+    if (!(weights = weights_of(&held, o[0], o[1], TAPS * wide, wide, &bias))) goto out;
+    if (taps_make(&s->see[number], s->width, s->width, TAPS, 0, weights, bias)) goto memory;
+    if (!(weights = weights_of(&held, o[2], o[3], wide, wide, &bias))) goto out;
+    if (taps_make(&s->mix[number], s->width, s->width, 1, s->width, weights, bias)) goto memory;
+    result = 0;
+    goto out;
+memory:
+    PyErr_NoMemory();
+out:
+    release(&held);
+    return result;
+}
+
+static int synthesis_layers(Synthesis *s, PyObject *args) {
+    PyObject *o[5], *blocks;
+    Held held = {.count = 0};
+    const int32_t *bias;
+    const int8_t *weights;
+    const float *size;
+    int result = -1;
+    if (!PyArg_ParseTuple(args, "i(OOi)O(OO)O", &s->width, &o[0], &o[1], &s->enter_shift, &blocks, &o[2], &o[3], &o[4])) return -1;
+    if (s->width < 8 || s->width > WIDTH_MOST || s->width % BLOCK_OUTPUTS || !PyTuple_Check(blocks) ||
+        PyTuple_Size(blocks) > RESIDUALS_MOST)
+        return refuse("a synthesis of unknown shape");
+    if (shift_of(s->enter_shift)) return -1;
+    s->residuals = (int)PyTuple_Size(blocks);
+    if (!(weights = weights_of(&held, o[0], o[1], SEEN, (size_t)s->width, &bias))) goto out;
+    if (wide_make(&s->enter, s->width, SEEN, weights, bias)) goto memory;
+    if (!(weights = weights_of(&held, o[2], o[3], (size_t)s->width, CHANNELS, &bias))) goto out;
+    if (taps_make(&s->last, CHANNELS, s->width, 1, 0, weights, bias)) goto memory;
+    if (!(size = hold(&held, o[4], sizeof s->size, 0, "size"))) goto out;
+    memcpy(s->size, size, sizeof s->size);
+    result = 0;
+    for (int i = 0; i < s->residuals && !result; i++) result = residual(s, PyTuple_GetItem(blocks, i), i);
+    goto out;
+memory:
+    PyErr_NoMemory();
+out:
+    release(&held);
+    return result;
+}
+
+PyObject *make_synthesis_model(PyObject *self, PyObject *args) {
+    (void)self;
+    Synthesis *s = calloc(1, sizeof *s);
+    if (!s) return PyErr_NoMemory();
+    PyObject *capsule = synthesis_layers(s, args) ? NULL : PyCapsule_New(s, SYNTHESIS_CAPSULE, destroy_synthesis);
+    if (!capsule) synthesis_free(s);
     return capsule;
 }

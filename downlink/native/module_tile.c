@@ -1,6 +1,7 @@
 /* Tiles, from Python and back. */
 #include "module.h"
 #include "hyper.h"
+#include "synthesis.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -231,6 +232,39 @@ PyObject *hear(PyObject *self, PyObject *args) {
     if (!(t.out = hold(&held, out, count * (size_t)t.net->last.outputs * fields / 4, 1, "hyper-latents"))) goto end;
     Py_BEGIN_ALLOW_THREADS
     result = hyper_run(&t);
+    Py_END_ALLOW_THREADS
+    if (result)
+        PyErr_NoMemory();
+    else
+        done = 1;
+end:
+    release(&held);
+    if (!done) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* correct(synthesis_model, (planes, height, width), values, levels, chosen, out) */
+PyObject *correct(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *model, *values, *levels, *chosen, *out;
+    Corrected t;
+    memset(&t, 0, sizeof t);
+    if (!PyArg_ParseTuple(args, "O(iii)OOOO", &model, &t.planes, &t.height, &t.width, &values, &levels, &chosen, &out)) return NULL;
+    t.net = PyCapsule_GetPointer(model, SYNTHESIS_CAPSULE);
+    if (!t.net) return NULL;
+    Held held = {.count = 0};
+    int done = 0, result = 0;
+    if (t.planes < 1 || t.planes > 1 << 16 || t.height < 1 || t.width < 1 || t.height > BLOCKS_MOST || t.width > BLOCKS_MOST) {
+        refuse("planes of a size that cannot be");
+        goto end;
+    }
+    const size_t all = (size_t)t.planes * CHANNELS * (size_t)t.height * (size_t)t.width * 4;
+    if (!(t.values = hold(&held, values, all, 0, "values"))) goto end;
+    if (!(t.levels = hold(&held, levels, (size_t)t.planes * SUBBANDS, 0, "levels"))) goto end;
+    if (!(t.chosen = hold(&held, chosen, (size_t)t.planes, 0, "chosen"))) goto end;
+    if (!(t.out = hold(&held, out, all, 1, "out"))) goto end;
+    Py_BEGIN_ALLOW_THREADS
+    result = synthesis_run(&t);
     Py_END_ALLOW_THREADS
     if (result)
         PyErr_NoMemory();

@@ -197,3 +197,68 @@ end:
     if (!done) return NULL;
     Py_RETURN_NONE;
 }
+
+/* back(size, from, (bands, height, width), places, bases, order, (down, across), (row, rows, col, columns), format, (low,
+ * high), out): pixels of bands `places` of coefficients [bands][64][height][width]. */
+PyObject *backs(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *from, *places, *bases, *order, *out;
+    Back b;
+    memset(&b, 0, sizeof b);
+    int bands, done = 0;
+    const char *format;
+    double low, high;
+    if (!PyArg_ParseTuple(args, "iO(iii)OOO(ii)(iiii)s(dd)O", &b.size, &from, &bands, &b.height, &b.width, &places, &bases,
+                          &order, &b.down, &b.across, &b.row, &b.rows, &b.col, &b.columns, &format, &low, &high, &out))
+        return NULL;
+    Held held = {.count = 0};
+    static const char kinds[] = "BHh";
+    const char *kind = format[0] && !format[1] ? strchr(kinds, format[0]) : NULL;
+    const int most = 1 << 12;
+    if ((b.size != 4 && b.size != 8) || b.height < 1 || b.width < 1 || b.height > most || b.width > most || bands < 1 ||
+        bands > most || !kind || b.down < 1 || b.across < 1 || b.down > b.height || b.across > b.width || b.row < 0 ||
+        b.rows < 0 || b.col < 0 || b.columns < 0 || b.row > most * 8 || b.col > most * 8 ||
+        b.rows > b.height * b.size - b.row || b.columns > b.width * b.size - b.col) {
+        refuse("coefficients or pixels of a size that cannot be");
+        goto end;
+    }
+    b.kind = (Kind)(kind - kinds);
+    b.low = (float)low;
+    b.high = (float)high;
+    Py_buffer *view = &held.views[held.count];
+    if (PyObject_GetBuffer(places, view, PyBUF_SIMPLE)) goto end;
+    held.count++;
+    b.bands = (int)(view->len / 4);
+    b.places = view->buf;
+    const size_t square = (size_t)(b.size * b.size), each = b.kind == U8 ? 1 : 2;
+    if (view->len % 4 || b.bands > bands) {
+        refuse("more places than bands");
+        goto end;
+    }
+    for (int i = 0; i < b.bands; i++)
+        if (b.places[i] < 0 || b.places[i] >= bands) {
+            refuse("a band is out of range");
+            goto end;
+        }
+    if (!(b.from = hold(&held, from, (size_t)bands * CHANNELS * (size_t)b.height * (size_t)b.width * 4, 0, "coefficients"))) goto end;
+    if (!(b.bases = hold(&held, bases, 8 * square * sizeof(float), 0, "bases"))) goto end;
+    if (!(b.order = hold(&held, order, square, 0, "order"))) goto end;
+    for (size_t i = 0; i < square; i++)
+        if (b.order[i] >= CHANNELS) {
+            refuse("a channel is out of range");
+            goto end;
+        }
+    if (!(b.out = hold(&held, out, (size_t)b.bands * (size_t)b.rows * (size_t)b.columns * each, 1, "out"))) goto end;
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = back(&b);
+    Py_END_ALLOW_THREADS
+    if (failed)
+        PyErr_NoMemory();
+    else
+        done = 1;
+end:
+    release(&held);
+    if (!done) return NULL;
+    Py_RETURN_NONE;
+}

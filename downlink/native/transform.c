@@ -84,3 +84,23 @@ int front(const Front *r) {
     row_free(&row);
     return failed ? -1 : 0;
 }
+
+int back(const Back *b) {
+    const size_t size = (size_t)b->size, stride = ((size_t)b->width + 2 + LANES) / LANES * LANES + LANES;
+    float *sums = calloc(2 * size * size * stride + LANES, sizeof *sums);  /* rows around a border, by horizontal frequency */
+    float *parts = calloc(2 * size * stride + LANES, sizeof *parts);
+    float *line = calloc(size * (stride + LANES), sizeof *line);
+    const int failed = !sums || !parts || !line;
+    if (!failed) {
+#ifdef DOWNLINK_X86
+        int found = processor();
+        (found == LEVEL_AVX512 ? back_avx512 : found == LEVEL_AVX2 ? back_avx2 : back_plain)(b, (int)stride, sums, parts, line);
+#else
+        back_plain(b, (int)stride, sums, parts, line);
+#endif
+    }
+    free(sums);
+    free(parts);
+    free(line);
+    return failed ? -1 : 0;
+}

@@ -56,4 +56,22 @@ typedef struct {
 
 int front(const Front *r);
 
+/* Coefficients of bands -> pixels, unmixed, rounded to the nearest, clipped: downlink/dct.py's inverse, lap.py's unmix. */
+typedef struct {
+    int size, height, width; /* of a block; blocks */
+    int bands;
+    const float *from; /* [...][64][height][width] */
+    const int32_t *places; /* of each band in it */
+    const float *bases;    /* [4][size][2 size]: what a coefficient makes of half a block, a block and half a block; bit 0:
+                              mixed with the block before, bit 1: with that after */
+    const uint8_t *order;
+    int down, across;            /* blocks beyond these are not mixed */
+    int row, rows, col, columns; /* the pixels that are wanted */
+    Kind kind;
+    float low, high;
+    uint8_t *out; /* [bands][rows][columns] */
+} Back;
+
+int back(const Back *b);
+
 #endif

@@ -198,3 +198,134 @@ static void NAME(front)(const Front *r, float *row, float *mixed, float *lines, 
         }
     }
 }
+
+/* What coefficients `from` (of frequencies that lie `apart` floats apart) make along one side, LANES at a time: `to`
+ * [2 size], `between` floats apart, added to what is there. `basis` is that between two mixed borders: symmetric. */
+INLINE void NAME(spread)(const float *basis, const int size, const float *const from[8], int x, float *to, size_t between,
+                         const int adds) {
+    Lanes given[8];
+    for (int u = 0; u < size; u++) memcpy(&given[u], from[u] + x, sizeof given[u]);
+    for (int k = 0; k < size; k++) {
+        Lanes even = {0}, odd = {0};
+        for (int u = 0; u < size; u += 2) {
+            even += basis[u * 2 * size + k] * given[u];
+            odd += basis[(u + 1) * 2 * size + k] * given[u + 1];
+        }
+        float *one = to + (size_t)k * between + x, *other = to + (size_t)(2 * size - 1 - k) * between + x;
+        Lanes sum = even + odd, turned = even - odd;
+        if (adds) {
+            Lanes was;
+            memcpy(&was, one, sizeof was);
+            sum += was;
+            memcpy(&was, other, sizeof was);
+            turned += was;
+        }
+        memcpy(one, &sum, sizeof sum);
+        memcpy(other, &turned, sizeof turned);
+    }
+}
+
+/* One row of pixels from its horizontal frequencies, `stride` apart; column 0 of them stands at LANES. */
+INLINE void NAME(pixels)(const Back *b, const int size, const float *row, int stride, float *parts, float *line, uint8_t *out) {
+    const int half = size / 2, wide = b->width;
+    const float *const inner = b->bases + 3 * size * 2 * size;
+    const float *from[8];
+    for (int v = 0; v < size; v++) from[v] = row + v * stride;
+    for (int x = 0; x < wide; x += LANES) NAME(spread)(inner, size, from, LANES + x, parts, (size_t)stride, 0);
+    for (int k = 0; k < 2 * size; k++) parts[k * stride + LANES - 1] = parts[k * stride + LANES + wide] = 0;
+    for (int at = 0; at < wide; at = at == 0 && b->across > 2 ? b->across - 1 : at + 1) { /* blocks without a neighbour */
+        const int variant = (at > 0 && at < b->across) + 2 * (at + 1 < b->across);
+        for (int k = 0; k < 2 * size && variant < 3; k++) {
+            float sum = 0;
+            for (int v = 0; v < size; v++) sum += b->bases[(variant * size + v) * 2 * size + k] * from[v][LANES + at];
+            parts[k * stride + LANES + at] = sum;
+        }
+    }
+    for (int x = 0; x < wide; x += LANES) {
+        Lanes now[8];
+        for (int q = 0; q < size; q++) {
+            Lanes own, other;
+            const float *beside = q < half ? parts + (q + half + size) * stride + LANES + x - 1
+                                           : parts + (q + half - size) * stride + LANES + x + 1;
+            memcpy(&own, parts + (q + half) * stride + LANES + x, sizeof own);
+            memcpy(&other, beside, sizeof other);
+            now[q] = own + other;
+        }
+#if LEVEL == LEVEL_AVX512
+        const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+        for (int width = size; width > 1; width /= 2) {
+            Lanes next[8];
+            for (int i = 0; i < size / 2; i++) {
+                next[2 * i] = (Lanes)_mm512_permutex2var_ps((__m512)now[i], low, (__m512)now[i + size / 2]);
+                next[2 * i + 1] = (Lanes)_mm512_permutex2var_ps((__m512)now[i], high, (__m512)now[i + size / 2]);
+            }
+            memcpy(now, next, sizeof now);
+        }
+        for (int q = 0; q < size; q++) memcpy(line + x * size + q * LANES, &now[q], sizeof now[q]);
+#else
+        for (int q = 0; q < size; q++)
+            for (int i = 0; i < LANES; i++) line[(x + i) * size + q] = now[q][i];
+#endif
+    }
+    const float magic = 12582912.0f;
+    const float *source = line + b->col;
+#define WRITE(type)                                                 \
+    for (int i = 0; i < b->columns; i++) {                          \
+        float value = source[i] > b->low ? source[i] : b->low;      \
+        value = value < b->high ? value : b->high;                  \
+        ((type *)(void *)out)[i] = (type)(int32_t)((value + magic) - magic); \
+    }
+    if (b->kind == U16) {
+        WRITE(uint16_t)
+    } else if (b->kind == I16) {
+        WRITE(int16_t)
+    } else {
+        WRITE(uint8_t)
+    }
+#undef WRITE
+}
+
+/* One band: its rows of blocks first spread down, then each row of pixels across. */
+INLINE void NAME(band)(const Back *b, const int size, int number, int stride, float *sums, float *parts, float *line) {
+    const int half = size / 2, each = b->kind == U8 ? 1 : 2;
+    const size_t fields = (size_t)b->height * (size_t)b->width, between = (size_t)(size * stride), whole = size * between;
+    const float *from = b->from + (size_t)b->places[number] * 64 * fields;
+    uint8_t *out = b->out + (size_t)number * (size_t)b->rows * (size_t)b->columns * (size_t)each;
+    memset(sums, 0, 2 * whole * sizeof *sums);
+    for (int by = 0; by <= b->height; by++) { /* after the last comes what it has spread beyond its border */
+        if (by < b->height) {
+            const int variant = (by > 0 && by < b->down) + 2 * (by + 1 < b->down);
+            const float *basis = b->bases + variant * size * 2 * size;
+            for (int v = 0; v < size; v++) {
+                const float *given[8];
+                float *to = sums + v * stride + LANES;
+                for (int u = 0; u < size; u++)
+                    given[u] = from + b->order[u * size + v] * fields + (size_t)by * (size_t)b->width;
+                int x = 0;
+                for (; variant == 3 && x + LANES <= b->width; x += LANES) NAME(spread)(basis, size, given, x, to, between, 1);
+                for (; x < b->width; x++)
+                    for (int k = 0; k < 2 * size; k++) {
+                        float sum = 0;
+                        for (int u = 0; u < size; u++) sum += basis[u * 2 * size + k] * given[u][x];
+                        to[(size_t)k * between + (size_t)x] += sum;
+                    }
+            }
+        }
+        for (int k = 0; k < size; k++) {
+            const int row = by * size - half + k - b->row;
+            if (row >= 0 && row < b->rows)
+                NAME(pixels)(b, size, sums + (size_t)k * between, stride, parts, line, out + (size_t)row * (size_t)b->columns * (size_t)each);
+        }
+        memcpy(sums, sums + whole, whole * sizeof *sums);
+        memset(sums + whole, 0, whole * sizeof *sums);
+    }
+}
+
+static void NAME(back)(const Back *b, int stride, float *sums, float *parts, float *line) {
+    for (int number = 0; number < b->bands; number++)
+        if (b->size == 8)
+            NAME(band)(b, 8, number, stride, sums, parts, line);
+        else
+            NAME(band)(b, 4, number, stride, sums, parts, line);
+}

@@ -5,7 +5,7 @@
 /* ---- layers */
 
 /* Groups of inputs, of `groups`, that are not zero in all of FIELDS fields. */
-INLINE int NAME(active)(const uint32_t *x, int groups, size_t stride, uint16_t *list) {
+INLINE int NAME(active)(const uint32_t *x, int groups, size_t stride, uint16_t *list, int32_t *at) {
     int count = 0;
     for (int g = 0; g < groups; g++) {
         const uint32_t *fields = x + (size_t)g * stride;
@@ -18,17 +18,18 @@ INLINE int NAME(active)(const uint32_t *x, int groups, size_t stride, uint16_t *
         int some = any != 0;
 #endif
         list[count] = (uint16_t)g;
+        at[count] = (int32_t)((size_t)g * stride);
         count += some;
     }
     return count;
 }
 
 /* A layer whose outputs, clipped to 0 … 255, are inputs again. */
-static void NAME(layer)(const Dense *d, const int32_t *bias, const uint32_t *x, size_t stride, const uint16_t *list,
-                        int count, uint32_t *to) {
+INLINE void NAME(layer)(const Dense *d, const int32_t *bias, const uint32_t *x, const int32_t *at, const uint16_t *list,
+                        int count, uint32_t *to, size_t stride) {
     int32_t out[BLOCK_OUTPUTS][FIELDS];
     for (int block = 0; block < d->blocks; block++) {
-        NAME(sums)(d, block, x, stride, list, count, bias + block * BLOCK_OUTPUTS, out);
+        NAME(sums)(d, block, x, at, list, count, bias + block * BLOCK_OUTPUTS, out);
         for (int quad = 0; quad < BLOCK_OUTPUTS; quad += 4, to += stride)
             for (int f = 0; f < FIELDS; f++) {
                 uint32_t word = 0;
@@ -40,11 +41,11 @@ static void NAME(layer)(const Dense *d, const int32_t *bias, const uint32_t *x, 
 }
 
 /* A layer whose first `bytes` outputs are clipped to 0 … `most`, the others to ± MEAN_MOST. */
-static void NAME(outputs)(const Dense *d, const int32_t *bias, const uint32_t *x, size_t stride, const uint16_t *list,
+INLINE void NAME(outputs)(const Dense *d, const int32_t *bias, const uint32_t *x, const int32_t *at, const uint16_t *list,
                           int count, int bytes, int32_t most, uint8_t *to, size_t to_stride, int32_t *rest) {
     int32_t out[BLOCK_OUTPUTS][FIELDS];
     for (int block = 0; block < d->blocks; block++) {
-        NAME(sums)(d, block, x, stride, list, count, bias + block * BLOCK_OUTPUTS, out);
+        NAME(sums)(d, block, x, at, list, count, bias + block * BLOCK_OUTPUTS, out);
         for (int o = 0; o < BLOCK_OUTPUTS; o++) {
             int number = block * BLOCK_OUTPUTS + o;
             if (number >= d->outputs) return;
@@ -121,7 +122,7 @@ static void NAME(decay)(uint8_t *restrict energy, const uint8_t *restrict own, s
 }
 
 /* Four rows of a phase's fields, in words. Rows are quarters, or straight in the order of the fields. */
-static void NAME(pack)(const Phase *p, const uint8_t *const *rows, const int *straight, size_t size,
+INLINE void NAME(pack)(const Phase *p, const uint8_t *const *rows, const int *straight, size_t size,
                        uint32_t *restrict to) {
     for (int r = 0; r < p->runs; r++) {
         const Run *run = p->run + r;
@@ -166,11 +167,15 @@ static void NAME(hear)(Walk *w, int plane) {
             x[g * padded + f] = a[f] | (uint32_t)b[f] << 8 | (uint32_t)c[f] << 16 | (uint32_t)d[f] << 24;
     }
     uint16_t list[ENTRIES];
-    for (int g = 0; g < ENTRIES; g++) list[g] = (uint16_t)g;
+    int32_t at[ENTRIES];
+    for (int g = 0; g < ENTRIES; g++) {
+        list[g] = (uint16_t)g;
+        at[g] = (int32_t)(g * padded);
+    }
     int32_t out[BLOCK_OUTPUTS][FIELDS];
     for (int f = 0; f < padded; f += FIELDS)
         for (int block = 0; block < m->spread.blocks; block++) {
-            NAME(sums)(&m->spread, block, x + f, (size_t)padded, list, m->spread.groups,
+            NAME(sums)(&m->spread, block, x + f, at, list, m->spread.groups,
                        m->spread.bias + block * BLOCK_OUTPUTS, out);
             for (int o = 0; o < BLOCK_OUTPUTS; o++) {
                 int32_t bias = m->spread_bias[block * BLOCK_OUTPUTS + o];
@@ -195,7 +200,7 @@ static void NAME(hear)(Walk *w, int plane) {
         /* sixteen outputs, which are a feature's 4 x 4 fields to each coarse one */
         for (int f = 0; f < padded; f += FIELDS)
             for (int half = 0; half < 2; half++) {
-                NAME(sums)(&m->unfold, block + half, seen + f, (size_t)padded, list, m->unfold.groups,
+                NAME(sums)(&m->unfold, block + half, seen + f, at, list, m->unfold.groups,
                            m->unfold.bias + (block + half) * BLOCK_OUTPUTS, out);
                 for (int o = 0; o < BLOCK_OUTPUTS; o++)
                     for (int i = 0; i < FIELDS; i++)
@@ -308,12 +313,13 @@ static void NAME(expect)(Walk *w, int group, int plane, int phase) {
         for (int k = 0; k < 6; k++) head_bias[o] += net->head_flags[o * 6 + k] * constant[k];
     }
     uint16_t list[ENTRIES];
+    int32_t at[ENTRIES];
     uint32_t *hidden = w->packed + (size_t)groups * padded, *seen = w->packed + (size_t)front * padded;
     for (int f = 0; f < p->padded; f += FIELDS) {
-        int some = NAME(active)(w->packed + f, groups, padded, list);
-        NAME(layer)(&net->first, first_bias, w->packed + f, padded, list, some, hidden + f);
-        some = NAME(active)(seen + f, net->head.groups, padded, list);
-        NAME(outputs)(&net->head, head_bias, seen + f, padded, list, some, channels, INDEX_MOST, w->index + f, padded,
+        int some = NAME(active)(w->packed + f, groups, padded, list, at);
+        NAME(layer)(&net->first, first_bias, w->packed + f, at, list, some, hidden + f, padded);
+        some = NAME(active)(seen + f, net->head.groups, padded, list, at);
+        NAME(outputs)(&net->head, head_bias, seen + f, at, list, some, channels, INDEX_MOST, w->index + f, padded,
                       w->rest + f);
     }
     const int means = MEANS_OF[group], shift = group ? 7 : 4;
@@ -343,7 +349,7 @@ INLINE void NAME(keep)(const Walk *w, uint8_t *own, const Phase *p, int f, int32
     if (value) value[p->natural[f]] = (float)q;
 }
 
-static void NAME(gather)(const Phase *p, const float *from, float *restrict to) {
+INLINE void NAME(gather)(const Phase *p, const float *from, float *restrict to) {
     for (int r = 0; r < p->runs; r++) {
         const float *row = from + p->run[r].natural;
         float *out = to + p->run[r].at;

@@ -112,7 +112,9 @@ def small_streams() -> tuple[bytes, ...]:
 class Unsynthesised(PlaneDecoder):
     """Decodes all but the pixels: a network's weights are not a stranger's, and its inputs are bounded by then."""
 
-    def synthesise(self, values: NDArray[np.float32], levels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def synthesise(
+        self, values: NDArray[np.float32], levels: NDArray[np.uint8], some: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
         return values
 
 
