@@ -24,7 +24,7 @@ from training.config import ConfigError  # noqa: E402
 from training.lab import entropy, heads, penalties  # noqa: E402
 from training.lab import page as pages  # noqa: E402
 from training.lab.architectures import build  # noqa: E402
-from training.lab.config import Network, Row, Trial, read_row  # noqa: E402
+from training.lab.config import Network, Patches, Row, Trial, read_row  # noqa: E402
 from training.lab.corruptions import corrupt  # noqa: E402
 from training.lab.figures import reconstruction  # noqa: E402
 from training.lab.penalties import contractive, normal  # noqa: E402
@@ -133,10 +133,10 @@ def test_a_code_is_counted_in_the_bytes_that_would_be_sent() -> None:
 def test_gradient_descent_finds_the_principal_subspace(lab: Lab) -> None:
     two = Network(architecture="dense", activation="none", code=2)
     exact, _ = lab.run("linear", "closed form", network=two)
-    learned, _ = lab.run("linear", "by gradient", 300, network=two)
+    learned, _ = lab.run("linear", "by gradient", 300, network=two, patches=Patches(batch=64))
     assert exact["of_pca_percent"] == pytest.approx(100, abs=1e-3)
     assert exact["angle_worst_deg"] < 0.1
-    assert 98 < learned["of_pca_percent"] <= 100.001
+    assert 97 < learned["of_pca_percent"] <= 100.001
     assert learned["angle_deg"] < 30
 
 
@@ -173,8 +173,8 @@ def test_greedy_stages_give_a_working_autoencoder(lab: Lab) -> None:
 
 def test_the_convolutional_autoencoder_learns(lab: Lab) -> None:
     before, _ = lab.run("convolutional", "8 channels", 1, figures=("reconstruction",))
-    after, _ = lab.run("convolutional", "8 channels", 60, figures=("reconstruction",))
-    assert after["psnr_db"] > before["psnr_db"] + 3
+    after, _ = lab.run("convolutional", "8 channels", 40, figures=("reconstruction",))
+    assert after["psnr_db"] > before["psnr_db"] + 2
 
 
 # ---- rows 5 to 9
@@ -215,9 +215,9 @@ def test_the_restorer_touches_no_pixel_that_is_not_lost(lab: Lab) -> None:
 
 @pytest.mark.parametrize("variant", ["L1", "KL"])
 def test_a_sparse_code_is_quieter(lab: Lab, variant: str) -> None:
-    plain, _ = lab.run("sparse", "plain", 200)
-    quiet, _ = lab.run("sparse", variant, 200)
-    assert quiet["active_percent"] < plain["active_percent"] - 5
+    plain, _ = lab.run("sparse", "plain", 120)
+    quiet, _ = lab.run("sparse", variant, 120)
+    assert quiet["active_percent"] < plain["active_percent"] - 2
     assert quiet["psnr_db"] > 15
 
 
@@ -242,8 +242,8 @@ def test_a_contractive_code_moves_less_under_noise(lab: Lab) -> None:
 
 
 def test_a_price_on_the_divergence_shortens_a_variational_code(lab: Lab) -> None:
-    free, _ = lab.run("variational", "β = 0", 200)
-    paid, task = lab.run("variational", "β = 1", 200)
+    free, _ = lab.run("variational", "β = 0", 100)
+    paid, task = lab.run("variational", "β = 1", 100)
     assert paid["rate_nats"] < 0.5 * free["rate_nats"]
     assert paid["psnr_db"] > 21.5
     task.module.train()
@@ -382,7 +382,7 @@ def test_an_adversary_trains_beside_the_decoder_and_never_through_it(places: Pla
 
 def test_a_recurrent_network_learns_a_series(lab: Lab) -> None:
     before, _ = lab.run("sequence", "recurrent", 1)
-    after, _ = lab.run("sequence", "recurrent", 60)
+    after, _ = lab.run("sequence", "recurrent", 40)
     assert after["psnr_db"] > before["psnr_db"] + 3
 
 
@@ -456,22 +456,16 @@ def test_half_precision_learns(lab: Lab) -> None:
     assert all(p.dtype == torch.float32 for p in task.module.parameters())
 
 
-@pytest.mark.parametrize(
-    ("row", "variant", "kind"), [("dense", "MSE", "patches"), ("denoising", "restorer", "enhance")]
-)
-def test_an_export_gives_what_was_trained_and_has_a_card(
-    lab: Lab, tmp_path: Path, row: str, variant: str, kind: str
-) -> None:
+def test_an_export_gives_what_was_trained_and_has_a_card(lab: Lab, tmp_path: Path) -> None:
     from training.lab.export import export
 
-    steps = {"dense": 150, "denoising": 60}[row]
-    figures, _ = lab.run(row, variant, steps)
-    result = Result(row, variant, 1, figures, lab.folder / f"{row}-{variant}-{steps}")
-    checks = export(row_of(row), result, lab.places, tmp_path / "bundle")
+    figures, _ = lab.run("denoising", "restorer", 60)
+    result = Result("denoising", "restorer", 1, figures, lab.folder / "denoising-restorer-60")
+    checks = export(row_of("denoising"), result, lab.places, tmp_path / "bundle")
     assert all(value < 1e-3 for value in checks.values())
     bundle = Bundle.read(tmp_path / "bundle")
     bundle.verify()
-    assert bundle.kind == kind
+    assert bundle.kind == "enhance"
     card = bundle.file("card.md").decode()
     assert f"{figures['psnr_db']:.4g}" in card
     assert "## Not for" in card
