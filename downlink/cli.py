@@ -36,6 +36,7 @@ class _Command(NamedTuple):
 
 LAZY: Final = {
     "evaluate": _Command("evaluation.cli", "evaluation", "Measure rate and quality on your own files."),
+    "profile": _Command("evaluation.cli_profile", "evaluation", "Measure what the encoder costs on this machine."),
     "train": _Command("training.cli", "training", "Train a codec from a TOML config."),
     "export": _Command("training.cli", "training", "Export a run's best weights as a bundle."),
     "reprocess": _Command("decoder_node.cli_reprocess", "ground", "Decode the scenes of an archive anew."),

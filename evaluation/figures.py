@@ -23,7 +23,7 @@ from evaluation.summary import Row
 
 INK: Final = "#1c2330"
 GRID: Final = "#d9dee5"
-_STYLE: Final = {
+STYLE: Final = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial", "sans-serif"],
     "font.size": 9,
@@ -81,7 +81,7 @@ def looks(codecs: Sequence[str], reference: str | None) -> dict[str, Look]:
 
 @contextmanager
 def _figure(rows: int, columns: int, width: float, height: float, **more: Any) -> Iterator[Any]:
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(
             rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **more
         )
@@ -92,7 +92,7 @@ def _figure(rows: int, columns: int, width: float, height: float, **more: Any) -
 
 
 def _svg(figure: Any, describes: str, salt: str) -> str:
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = re.sub(r"<metadata>.*?</metadata>", "", out.getvalue()[out.getvalue().index("<svg") :], flags=re.DOTALL)
@@ -104,7 +104,7 @@ def _svg(figure: Any, describes: str, salt: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
-def _log_ticks(axis: Any) -> None:
+def log_ticks(axis: Any) -> None:
     axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(ticker.NullFormatter())
@@ -143,8 +143,8 @@ def quality(equal: dict[str, Any], reference: str, salt: str) -> str:
             axis.set_xscale("log")
             axis.set_yscale(scale)
             if scale == "log":
-                _log_ticks(axis.yaxis)
-            _log_ticks(axis.xaxis)
+                log_ticks(axis.yaxis)
+            log_ticks(axis.xaxis)
         for axis in list(axes.flat)[len(drawn) :]:
             axis.set_visible(False)
         for axis in axes[-1]:
@@ -180,7 +180,7 @@ def per_scene(rows: Sequence[Row], reference: str, salt: str) -> str:
                     handles[codec] = _line(axis, curve.bits, curve.psnr, look, codec, size=3.5)
             axis.set_title(_short(scene), fontsize=7.5, fontweight="normal")
             axis.set_xscale("log")
-            _log_ticks(axis.xaxis)
+            log_ticks(axis.xaxis)
             axis.xaxis.set_major_locator(ticker.LogLocator(numticks=6))
             axis.tick_params(labelsize=7)
         for axis in list(axes.flat)[len(scenes) :]:
@@ -238,7 +238,7 @@ def speed(found: dict[str, Any], reference: str, salt: str) -> str:
                     va="bottom" if above else "top", fontsize=8, fontweight="bold" if look is _OURS else "normal",
                 )  # fmt: skip
             axis.set_xscale("log")
-            _log_ticks(axis.xaxis)
+            log_ticks(axis.xaxis)
             axis.margins(x=0.16, y=0.2)
             axis.set_ylim(bottom=0)
             axis.set_xlabel("million samples a second on one thread (further right is faster)")

@@ -33,7 +33,7 @@ def learned(threads: int, kept: Cache) -> dict[str, Any]:
     environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
     try:
         done = subprocess.run(
-            [python, SCRIPT, "--threads", str(threads)],
+            [python, "-P", SCRIPT, "--threads", str(threads)],
             capture_output=True, text=True, timeout=LIMIT_S, check=False, env=environment,
         )  # fmt: skip
         last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]

@@ -25,7 +25,7 @@ import numpy as np
 from downlink.errors import DownlinkError
 from downlink.quality import default_peak
 from downlink.scene import Grid, Scene
-from evaluation import bench_speed, bounds, html, pictures, scenes
+from evaluation import bench_speed, bounds, pictures, report_page, scenes
 from evaluation.cache import Cache
 from evaluation.codecs import CodecSpec, Contestant
 from evaluation.equal_bits import at_equal_bits, bands_at
@@ -139,7 +139,7 @@ def _short_side(entry: Entry) -> int:
 
 def write(folder: Path, found: dict[str, Any]) -> list[Path]:
     """`report.html`, `report.json` and `rows.csv`; each whole or not at all."""
-    text = html.render(found)
+    text = report_page.render(found)
     figures = {**found, "pictures": [_without_pictures(one) for one in found["pictures"]]}
     contents = {
         "report.html": text.encode(),

@@ -29,7 +29,8 @@ encoder-node resend --outbox --json
 decoder-node serve --archive --listen --workers
 decoder-node list --archive --json
 decoder-node decode
-downlink evaluate --model --quality --against --json
+downlink evaluate --model --quality --against --json --report
+downlink profile --json --picture
 downlink train
 downlink export
 downlink models list

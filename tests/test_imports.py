@@ -35,7 +35,10 @@ ONLY_IN = {
     "torch": ["training/*", "evaluation/peers.py"],
     "onnx": ["training/*"],
     "onnxscript": ["training/*"],
-    "onnxruntime": ["encoder_node/encoder.py", "decoder_node/decoder.py", "decoder_node/enhance.py", "training/*"],
+    "onnxruntime": [
+        "encoder_node/encoder.py", "decoder_node/decoder.py", "decoder_node/enhance.py", "training/*",
+        "evaluation/graphs.py",
+    ],
     "grpc": [
         "downlink/wire/*", "encoder_node/call.py", "encoder_node/sender.py", "encoder_node/channel.py",
         "decoder_node/receiver.py", "decoder_node/identity.py", "decoder_node/probe.py", "decoder_node/server.py",
