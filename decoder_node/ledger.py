@@ -261,6 +261,20 @@ class Ledger:
             kept = json.dumps(self._placed(scene_id, result))
             self._db.execute(f"{query} WHERE scene_id = ?", (time.time(), kept, scene_id))
 
+    def unplaced(self) -> list[tuple[str, str]]:
+        """(id, item) of scenes that were decoded before the ledger kept places."""
+        query = (
+            "SELECT scene_id, json_extract(result, '$.item') FROM scenes WHERE result IS NOT NULL"
+            " AND scene_id NOT IN (SELECT scene_id FROM places)"
+        )
+        with guarded(self._path):
+            return [(row[0], row[1]) for row in self._db.execute(query) if row[1]]
+
+    def place(self, scene_id: str, place: dict[str, Any]) -> None:
+        """Note where and when a scene is of."""
+        with guarded(self._path), transaction(self._db):
+            self._placed(scene_id, {"place": place})
+
     def _placed(self, scene_id: str, result: dict[str, Any]) -> dict[str, Any]:
         """Note where and when a decoded scene is of (`result["place"]`, of `decoder_node.footprint`), within a
         transaction; returns the rest."""

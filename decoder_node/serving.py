@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import json
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from decoder_node.asks import Asks
 from decoder_node.decoding import MissingExtra, task
 from decoder_node.identity import Tls
 from decoder_node.inbox import Inbox
-from decoder_node.ledger import Ledger
+from decoder_node.ledger import Ledger, located
 from decoder_node.log import log
 from decoder_node.nodes import Nodes
 from decoder_node.page.process import Beside, PageOptions
@@ -68,6 +69,7 @@ async def serve(how: Serving) -> None:
             facts["metrics"] = figures.serve(how.metrics)
             committed = figures.committed
         inbox = await loop.run_in_executor(disk, partial(Inbox, how.archive, ledger))
+        await loop.run_in_executor(disk, place_all, how.archive, ledger)
         for scene_id in await loop.run_in_executor(disk, inbox.recover):
             log.info("durable", extra={"scene": scene_id, "after": "restart"})
         workers = await start_workers(how, ledger, disk, ending)
@@ -99,6 +101,19 @@ async def serve(how: Serving) -> None:
         await ending.aclose()
         disk.shutdown(wait=True)
         ledger.close()
+
+
+def place_all(archive: Path, ledger: Ledger) -> None:
+    """Scenes that were decoded before the ledger kept places get theirs from their items, once."""
+    for scene_id, name in ledger.unplaced():
+        try:
+            item = json.loads(Path(located(archive, name)).read_bytes())
+            properties, geometry = item["properties"], item.get("geometry")
+            when = properties.get("datetime") or properties.get("start_datetime")
+            acquired = when if properties.get("downlink:acquired") else None
+            ledger.place(scene_id, {"acquired": acquired, "bbox": item.get("bbox"), "outline": geometry})
+        except (OSError, ValueError, KeyError) as error:  # no item, no place: `reprocess` makes both
+            log.warning("no place", extra={"scene": scene_id, "reason": f"{type(error).__name__}: {error}"})
 
 
 def _figures(archive: Path) -> Metrics:

@@ -30,6 +30,7 @@ from decoder_node.page.app import POLICY, Settings, make_app
 from decoder_node.page.operator import NotAllowed, Operators, read_token
 from decoder_node.page.process import PageError, PageOptions, check
 from decoder_node.page.shelf import Search, SearchError, Shelf, box_of
+from decoder_node.serving import place_all
 from downlink.action import Arrival
 from downlink.frame import Report
 from downlink.incoming import Incoming
@@ -400,6 +401,21 @@ def test_a_page_that_strangers_reach_must_be_wanted(tmp_path: Path) -> None:
 def test_the_page_only_reads_the_ledger(archive: Archive) -> None:
     with Shelf(archive.folder)._db() as db, pytest.raises(sqlite3.OperationalError, match="readonly"):
         db.execute("DELETE FROM scenes")
+
+
+def test_places_of_before_are_taken_from_items(archive: Archive) -> None:
+    """As after an upgrade: the ledger kept none."""
+    ledger = Ledger(archive.folder)
+    with ledger.writing() as db:
+        before = db.execute("SELECT scene_id, acquired, west, south, east, north FROM places ORDER BY 1").fetchall()
+        db.execute("DELETE FROM places")
+    place_all(archive.folder, ledger)
+    with ledger.reading() as db:
+        after = db.execute("SELECT scene_id, acquired, west, south, east, north FROM places ORDER BY 1").fetchall()
+    assert ledger.unplaced() == []
+    ledger.close()
+    assert after == before
+    assert len(after) == 2
 
 
 def test_a_pulse_changes_when_something_comes(archive: Archive) -> None:
