@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,6 @@ def lab(
 
     if bool(rows) == every:
         raise click.UsageError("say which rows, or --all")
-    began = time.monotonic()
     try:
         paths = configs() if every else find_rows(rows)
         chosen = read_rows(paths)
@@ -96,7 +94,7 @@ def lab(
                 for key, value in export(row, one, places, exported).items():
                     click.echo(f"{key}: {value}")
         if page:
-            pages.write(page, _intro(budget, seeds, minutes, began, places), sections)
+            pages.write(page, _intro(budget, seeds, minutes, places), sections)
             click.echo(f"page: {page}")
     except DownlinkError as error:
         raise click.ClickException(str(error)) from error
@@ -133,13 +131,12 @@ def _draw(row: Any, results: list[Any], places: Any, scene: Any, page: Path) -> 
     return list(row.base.pictures)
 
 
-def _intro(budget: float, seeds: int, minutes: float, began: float, places: Any) -> dict[str, str]:
+def _intro(budget: float, seeds: int, minutes: float, places: Any) -> dict[str, str]:
     from training.card import commit
 
-    spent = (time.monotonic() - began) / 60
     kinds = f"{len(places.train)} places to train on, {len(places.validation)} to validate, {len(places.test)} to test"
     budgeted = f"{budget:g}m" if budget >= 1 else f"{budget * 60:g}s"
     return {
         "budget": budgeted, "seeds": str(seeds), "seconds": f"{minutes * 60:.0f} s times their share",
-        "facts": f"commit {commit()}, {kinds}, {spent:.0f} minutes",
+        "facts": f"commit {commit()}, {kinds}",
     }  # fmt: skip

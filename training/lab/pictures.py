@@ -28,9 +28,12 @@ RED_GREEN_BLUE = [3, 2, 1]
 FALSE_COLOURS = [7, 3, 2]
 
 
-def shown(pixels: NDArray[Any], like: NDArray[Any], bands: list[int] = RED_GREEN_BLUE) -> NDArray[Any]:
-    """(12, height, width) -> (height, width, 3) in 0..1, stretched as `like` asks."""
+def shown(
+    pixels: NDArray[Any], like: NDArray[Any], bands: list[int] = RED_GREEN_BLUE, margin: float = 0.0
+) -> NDArray[Any]:
+    """(12, height, width) -> (height, width, 3) in 0..1, stretched as `like` asks, with room for values beyond."""
     low, high = np.percentile(like[bands], (1, 99), axis=(1, 2), keepdims=True)
+    low, high = low - margin * (high - low), high + margin * (high - low)
     return np.moveaxis(((pixels[bands] - low) / np.maximum(high - low, 1e-6)).clip(0, 1), 0, -1)
 
 
@@ -78,23 +81,31 @@ def explained_variance(tasks: Tasks, scene: Pixels) -> Figure:
     return figure
 
 
+ROOM = 0.8
+"""The scene is a hazy winter's: networks that were trained elsewhere leave its narrow range."""
+
+
 def reconstructions(tasks: Tasks, scene: Pixels) -> Figure:
     """The scene, and what each variant makes of it."""
     cut = scene[:, 256:416, 640:800]
-    pictures = {"scene": shown(cut, cut)}
+    pictures = {"scene": shown(cut, cut, margin=ROOM)}
     for name, task in tasks.items():
-        pictures[name] = shown(tiled(task, cut, lambda x, task=task: task.module(x).output), cut)
+        pictures[name] = shown(tiled(task, cut, lambda x, task=task: task.module(x).output), cut, margin=ROOM)
     return strip(pictures)
 
 
+RESTORED = ("plain", "lines", "noise", "restorer")
+
+
 def restorations(tasks: Tasks, scene: Pixels) -> Figure:
-    """A scene as it came, and what each variant makes of it."""
+    """A scene as it came (above), and what some variants make of it (below)."""
     cut = scene[:, 256:384, 640:768]
-    pictures = {"scene": shown(cut, cut)}
-    for name, task in tasks.items():
-        seen, made = (tiled(task, cut, lambda x, task=task, i=i: task.seen_and_made(x)[i]) for i in (0, 1))
-        pictures |= {f"{name}: came": shown(seen, cut), f"{name}: made": shown(made, cut)}
-    return strip(pictures, 5)
+    rows = [{"scene": shown(cut, cut, margin=ROOM)}, {"the same": shown(cut, cut, margin=ROOM)}]
+    for name, task in ((name, tasks[name]) for name in RESTORED if name in tasks):
+        for i, what in enumerate(("came", "made")):
+            pixels = tiled(task, cut, lambda x, task=task, i=i: task.seen_and_made(x)[i])
+            rows[i][f"{name}: {what}"] = shown(pixels, cut, margin=ROOM)
+    return strip(rows[0] | rows[1], len(rows[0]))
 
 
 def filters(tasks: Tasks, scene: Pixels) -> Figure:
