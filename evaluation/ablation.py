@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 
 from decoder_node.decoder import PlaneDecoder
-from downlink.moments import Statistics
+from downlink.moments import QUIET, Statistics
 from downlink.plane import PARTITIONS, FrontEnd
 from downlink.quality import Quality, default_peak
 from encoder_node import pipeline
@@ -41,11 +41,11 @@ QUALITIES = (16.0, 24.0, 32.0, 40.0, 48.0, 56.0)
 
 @contextmanager
 def _partition(number: int) -> Iterator[None]:
-    def front_end(self: Statistics, step: float, blocks: int) -> FrontEnd:
+    def front_ends(self: Statistics, step: float, quiet: float = QUIET) -> list[FrontEnd]:
         least = 1 if self.half.any() else 0
-        return self._partitioned(max(number, least), step)[0]
+        return [self._partitioned(max(number, least), step, quiet)[0]]
 
-    with mock.patch.object(Statistics, "front_end", front_end):
+    with mock.patch.object(Statistics, "front_ends", front_ends):
         yield
 
 

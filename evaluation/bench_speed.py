@@ -14,10 +14,8 @@ interpreter and libraries, before any other codec is loaded.
 
 from __future__ import annotations
 
-import cProfile
 import json
 import math
-import pstats
 import statistics
 import tempfile
 import time
@@ -39,22 +37,11 @@ from encoder_node.pipeline import encode_scene
 from encoder_node.source import open_source
 from encoder_node.spool import EncodedScene
 from encoder_node.target import Target
-from evaluation import demo, memory, scenes
+from evaluation import demo, memory, scenes, stages
 
 SAMPLES = Path(".venv/samples")
 CROP = 512
 """Pixels a side of what the step of OpenJPH is searched on."""
-STAGES = {  # of the encoder: functions, and who calls them
-    "statistics, once a scene": [("statistics", None)],
-    "which bands repeat, once a scene": [("resolutions_of", None)],
-    "read": [("_read", "row")],
-    "block transform": [("coefficients", "_decide")],
-    "KLT": [("forward", "_decide")],
-    "hyper-latents": [("loudness", None), ("_run", "<listcomp>"), ("_run", "decide")],
-    "walk, prior, refinement (natively: and rANS)": [("__init__", "decide")],
-    "rANS": [("finish_together", None)],
-    "checksums and spool": [("put", "_put_chunks"), ("put", "_encode_tiles")],
-}
 
 Pixels = NDArray[Any]
 
@@ -106,26 +93,6 @@ def step_for(pixels: Pixels, mse: float, peak: float) -> float:
         found = mse_of(crop, codec.decode_grid(codec.encode_grid(crop, step, peak)))
         step *= math.sqrt(mse / max(found, 1e-9))
     return step
-
-
-def shares(encode: Callable[[], EncodedScene]) -> dict[str, float]:
-    """Share of the encoder's time that its stages take."""
-    profile = cProfile.Profile(time.process_time)
-    profile.enable()
-    encode().close()
-    profile.disable()
-    stats: Any = pstats.Stats(profile)
-    total = stats.total_tt
-    found = {}
-    for stage, functions in STAGES.items():
-        seconds = 0.0
-        for (_, _, name), (_, _, _, cumulative, callers) in stats.stats.items():
-            for wanted, caller in functions:
-                if name == wanted:
-                    mine = [times[3] for (_, _, by), times in callers.items() if by == caller]
-                    seconds += cumulative if caller is None else sum(mine)
-        found[stage] = round(seconds / total, 3)
-    return found
 
 
 @click.command(help=__doc__.partition("\n")[0])
@@ -206,7 +173,7 @@ def measure(path: Path, pixels: Pixels, quality: float, runs: int, model: str) -
         "msamples_per_s": {name: round(pixels.size / taken / 1e6, 2) for name, taken in medians.items()},
         "bits_per_sample": {name: round(value, 4) for name, value in bits.items()},
         "times_openjpeg": {name: round(medians["OpenJPEG"] / taken, 2) for name, taken in medians.items()},
-        "share": shares(lambda: encode("best")),
+        "share": {stage: round(part, 3) for stage, part in stages.shares(lambda: encode("best").close()).items()},
         "peak_rss_mb": round(peak_memory, 1),
         "rss_before_mb": round(before, 1),
     }
@@ -228,11 +195,8 @@ def table(figures: dict[str, Any]) -> str:
     lines += ["", "PSNR: " + ", ".join(f"{name} {value} dB" for name, value in figures["psnr_db"].items())]
     lines.append(f"peak memory of encoding {figures['peak_rss_mb']} MB, {figures['rss_before_mb']} MB of it before")
     lines += ["", "share of the encoder's time (best):"]
-    rest = 1.0
     for stage, share in figures["share"].items():
-        rest -= share
         lines.append(f"  {stage:48}{100 * share:6.1f} %")
-    lines.append(f"  {'the rest':48}{100 * rest:6.1f} %")
     return "\n".join(lines)
 
 

@@ -121,6 +121,9 @@ class _Bounds(_Numbers):
     type=click.Path(file_okay=False, path_type=Path),
     help="Keep every measurement here, by content, and measure nothing twice.  [default: with --report its cache/]",
 )
+@click.option(
+    "--speed/--no-speed", default=True, show_default=True, help="Race all codecs for a report's tables of speed."
+)
 @click.option("--split", help="Measure this split of a corpus: SCENE is a folder with a manifest.json.")
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads of each codec.")
 @click.option(
@@ -139,6 +142,7 @@ def evaluate(
     json_path: Path | None,
     report_path: Path | None,
     cache_path: Path | None,
+    speed: bool,
     split: str | None,
     threads: int,
     isolate: bool,
@@ -160,7 +164,7 @@ def evaluate(
         curves = [*_models(models or (DEFAULT_MODEL,), quality, threads)]
         curves += _classical(tuple(name for name in LOSSY if name in names), threads)
         promised = _bounded(tuple(name for name in BOUNDED if name in names), bounds or REPORT_BOUNDS, threads)
-        if _report(scenes, curves, promised, peak, json_path, report_path, cache_path, split, threads, isolate):
+        if _report(scenes, curves, promised, peak, json_path, report_path, cache_path, speed, split, threads, isolate):
             sys.exit(1)
         return
     if bounds is None:
@@ -220,6 +224,7 @@ def _report(
     json_path: Path | None,
     report_path: Path,
     cache_path: Path | None,
+    speed: bool,
     split: str | None,
     threads: int,
     isolate: bool,
@@ -239,7 +244,9 @@ def _report(
 
     try:
         with _writer(json_path) as write, _progress(millions * settings) as done:
-            found = report.measure(entries, curves, promised, peak, runner, threads, kept, done, say)
+            found = report.measure(entries, curves, promised, peak, runner, threads, kept, done, say, speed) | {
+                "split": split
+            }
             paths = report.write(report_path, found)
             write({key: value for key, value in found.items() if key != "pictures"})
     finally:

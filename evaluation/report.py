@@ -53,9 +53,10 @@ def measure(
     kept: Cache,
     done: Done,
     say: Say,
+    races: bool = True,
 ) -> dict[str, Any]:
     """All of a report. `curves` are lossy codecs, the reference first; `promised` those that bound the error, ours
-    first; either may be empty. `say` is told what begins."""
+    first; either may be empty. `say` is told what begins; without `races` there are no tables of speed."""
     found: dict[str, Any] = {"date": datetime.date.today().isoformat()}
     reference = curves[0].spec.label if curves else None
     say("rate and quality")
@@ -77,10 +78,12 @@ def measure(
     found["pictures"] = [one for one in taken if one is not None]
     found["bands"] = _bands(found, reference, lossy.rows)
     runner.close()
-    say("speed")
-    found["speed"] = _speed(entries, curves, promised, peak, kept)
-    say("learned peers")
-    found["learned"] = learned(1, kept)
+    found |= {"speed": None, "learned": {"missing": "speeds were not asked for"}}
+    if races:
+        say("speed")
+        found["speed"] = _speed(entries, curves, promised, peak, kept)
+        say("learned peers")
+        found["learned"] = learned(1, kept)
     found["environment"] = environment(threads)
     return found
 

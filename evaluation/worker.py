@@ -57,23 +57,25 @@ class _Loaded:
     image: tuple[tuple[Path, ...], Image] | None = None
 
 
-def encode(task: Task) -> tuple[bytes, float, float]:
-    """Payload, seconds, peak of memory in MB."""
+def encode(task: Task, alone: bool = True) -> tuple[bytes, float, float]:
+    """Payload, seconds, peak of memory in MB; of this task, in a process that is `alone` with it."""
     if _Loaded.image is None or _Loaded.image[0] != task.pixels:
         _Loaded.image = None  # before the next one is read: two scenes need not fit
         grids = tuple(np.load(path) for path in task.pixels)
         _Loaded.image = task.pixels, Image(task.scene, grids, task.peak)
     image, codec = _Loaded.image[1], _open(task.codec, "encode")
-    memory.restart_peak()
+    if alone:
+        memory.restart_peak()
     start = perf_counter()
     payload = codec.encode(image, task.setting)
     return payload, perf_counter() - start, memory.peak_mb()
 
 
-def decode(task: Task, payload: bytes) -> tuple[float, float]:
+def decode(task: Task, payload: bytes, alone: bool = True) -> tuple[float, float]:
     """Seconds, peak of memory in MB; the pixels go to `task.decoded`."""
     codec = _open(task.codec, "decode")
-    memory.restart_peak()
+    if alone:
+        memory.restart_peak()
     start = perf_counter()
     decoded = codec.decode(payload)
     outcome = perf_counter() - start, memory.peak_mb()
@@ -94,8 +96,8 @@ class Here:
     """Works in this process: quicker to start, but memory figures are then those of everything that is loaded."""
 
     def run(self, task: Task) -> Outcome:
-        payload, encode_s, peak_rss_mb = encode(task)
-        decode_s, decode_peak_rss_mb = decode(task, payload)
+        payload, encode_s, peak_rss_mb = encode(task, alone=False)
+        decode_s, decode_peak_rss_mb = decode(task, payload, alone=False)
         return Outcome(len(payload), encode_s, decode_s, peak_rss_mb, decode_peak_rss_mb)
 
     def close(self) -> None:
