@@ -241,3 +241,21 @@ def test_a_stream_made_there_decodes_here(rig: Rig, scene: Path) -> None:
     assert np.array_equal(pixels == 0, original == 0)
     error = np.sqrt(((pixels.astype(float) - original) ** 2)[original != 0].mean())
     assert error < 200, "what came back is not the scene"
+
+
+EXACT = """
+import sys
+from encoder_node import cli
+cli.main(["encode", *sys.argv[1:], "--max-error", "0"], standalone_mode=False)
+"""
+
+
+def test_an_exact_stream_made_there_gives_every_pixel_back_here(rig: Rig, tmp_path: Path) -> None:
+    """Its rules are fitted in floats there; what is coded is integers, so nothing may differ."""
+    path, stream = tmp_path / "small.npy", tmp_path / "exact.dl"
+    np.save(path, scenes.pixels(seed=6, bands=2, height=48, width=40))
+    path.with_name("small.npy.json").write_text('{"nodata": 0}')
+    there(rig, "-c", EXACT, path, stream)
+    (digest,), pixels = read(stream)
+    assert np.array_equal(pixels, np.load(path))
+    assert json.loads(there(rig, "-m", "decoder_node.digest", stream))["grids"] == [digest]
