@@ -40,7 +40,7 @@ CHUNK_BYTES_MAX: Final = 256 * KIB  # the unit of loss and of acknowledgement: 2
 SIDE_VALUES_MAX: Final = 100_000  # entries of all KLT rows of a lattice, so that a side chunk stays a chunk
 CHUNKS_MAX: Final = 2**20  # per scene, with pages; 40 MB of ledger at worst
 PAGE_CHUNKS: Final = 16_384  # chunks listed by one page; 7 bytes each at most = 112 KiB, so a page is a chunk as well
-TILE_PX_MAX: Final = 256  # so that 16 bit-packed masks (128 KiB) always fit a chunk
+TILE_PX_MAX: Final = 320  # so that 16 bit-packed masks (200 KiB) always fit a chunk
 TILE_PX_MULTIPLE: Final = 32  # the stride of the hyper-latents
 GROUPS_MAX: Final = 64  # layers: one per latent channel at most
 MAX_ERROR_MAX: Final = 65_535  # an error that a user allows: the whole range of 16 bits

@@ -107,15 +107,18 @@ class Statistics:
         power = np.einsum("pb,pb->p", rows @ covariance, rows) / (at.stop - at.start)
         return np.asarray(np.maximum(power, 0.0))
 
-    def front_end(self, step: float, blocks: int) -> FrontEnd:
-        """The KLTs at this step for a lattice of so many blocks: planes loud enough to matter, rows as coarse as the
-        step allows, in the partition that costs least."""
+    def front_ends(self, step: float, quiet: float = QUIET) -> list[FrontEnd]:
+        """The KLTs at this step, in every partition that a side chunk can hold: planes loud enough to matter, those
+        whose deviation is more than `quiet` of the step, rows as coarse as the step allows."""
         fewest = 1 if self.half.any() else 0  # the high subband has fewer bands: a basis of its own
-        options = [self._partitioned(number, step) for number in range(fewest, len(PARTITIONS))]
-        whole = [option for option, cut in options if not cut] or [options[0][0]]
-        return min(whole, key=lambda option: self._cost(option, step, blocks))
+        options = [self._partitioned(number, step, quiet) for number in range(fewest, len(PARTITIONS))]
+        return [option for option, cut in options if not cut] or [options[0][0]]
 
-    def _partitioned(self, number: int, step: float) -> tuple[FrontEnd, bool]:
+    def front_end(self, step: float, blocks: int) -> FrontEnd:
+        """The one of `front_ends` for a lattice of so many blocks that is expected to cost least."""
+        return min(self.front_ends(step), key=lambda option: self._cost(option, step, blocks))
+
+    def _partitioned(self, number: int, step: float, quiet: float = QUIET) -> tuple[FrontEnd, bool]:
         """The front end in a partition, and whether planes had to be left out because the side chunk would burst."""
         partition, cut = PARTITIONS[number], False
         rows: list[Rows] = []
@@ -127,7 +130,7 @@ class Statistics:
             every = [np.sqrt(self._variances(basis, b)) for b in sharing]
             bound = max(_bound(float(d.max(initial=0.0)), step, b) for d, b in zip(every, sharing, strict=True))
             own = every[sharing.index(band)]
-            loud = np.flatnonzero(own > QUIET * step)
+            loud = np.flatnonzero(own > quiet * step)
             count = int(loud[-1]) + 1 if len(loud) else int(band == 0)  # at least one plane: something to decode
             most = limits.SIDE_VALUES_MAX // max(1, basis.shape[1] * (max(partition) + 1))
             cut, count = cut or count > most, min(count, most)

@@ -38,6 +38,7 @@ GROUPS: Final = 3
 """Layers: every fourth row and column, every second, all."""
 SAMPLE_VALUES: Final = 3 << 20
 """Values (pixels x bands) that the model is fitted to."""
+TILE: Final = 256
 SAMPLE_SIDE: Final = 128
 """Side of a sample of a grid that is larger than `SAMPLE_VALUES`: many small ones show more of it than few large."""
 CELLS_SHARE: Final = 0.75
@@ -93,7 +94,7 @@ def tile_size(grid: Grid) -> int:
     [32, 128, 160, 224, 256]
     """
     longer = max(grid.height, grid.width)
-    return align_up(-(-longer // -(-longer // limits.TILE_PX_MAX)), limits.TILE_PX_MULTIPLE)
+    return align_up(-(-longer // -(-longer // TILE)), limits.TILE_PX_MULTIPLE)
 
 
 class _GridEncoder:

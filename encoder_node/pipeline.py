@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,22 @@ from encoder_node.tiles import LatticeReader, NotRepeated, TilePixels, sample_wi
 from encoder_node.weights import band_weights, check_names
 
 TILE = 256
+SMALL_PX = 640
+"""Scenes with sides up to this are cut into fewer tiles of up to TILE_PX_MAX instead: a sliver beyond a tile's edge
+costs chunks of its own, and sees nothing beside it. Not where importance differs from tile to tile."""
 RATE_TILES = 6
 """Tiles per grid that a rate or PSNR target is searched on."""
+TRIAL_TILES = 4
+"""Up to so many tiles are all tried with every front end before one is chosen …"""
+TRIAL_WINDOWS = 4
+TRIAL_SIDE = 128
+"""… of larger scenes a few windows, which take a twentieth of the time of 2048 x 2048 pixels."""
+TRIAL_BANDS = 32
+"""Of more bands the front end that is expected to cost least is taken untried."""
+QUIETER = (0.1, 0.2)
+"""How quiet planes that are dropped may be besides (see downlink.moments.QUIET)."""
+PRICE = 0.1
+"""Squared steps that a bit is worth to a bundle that does not refine."""
 CHUNK_AIM_BYTES = 96 * 1024
 """Plane blocks are cut so that the largest chunk is expected to stay below this: well within the limit of a chunk."""
 OVERHEAD_BYTES_PER_CHUNK = 9.0
@@ -73,6 +88,7 @@ class _LatticeEncoder:
     ) -> None:
         self.reader, self.encoder = reader, encoder
         self._planes: Floats = np.empty(0, np.float32)
+        self._chosen: dict[float, FrontEnd] = {}
         self.gains = None if importance is None else importance.gains(reader.tiles)
         lattice = reader.lattice
         plain = reader.statistics()
@@ -83,7 +99,37 @@ class _LatticeEncoder:
         self.blocks = -(-lattice.height // BLOCK) * -(-lattice.width // BLOCK)
 
     def _front_end(self, step: float) -> FrontEnd:
-        return replace(self.statistics.front_end(step, self.blocks), gains=self.gains)
+        """The front end that sample windows cost least with; of small scenes, also how quiet its planes may be."""
+        if len(self.reader.lattice.members) > TRIAL_BANDS:
+            return replace(self.statistics.front_end(step, self.blocks), gains=self.gains)
+        found = self._chosen.get(step)
+        if found is None:
+            every = [replace(option, gains=self.gains) for option in self.statistics.front_ends(step)]
+            found = min(every, key=lambda option: self._expense(option, step)) if len(every) > 1 else every[0]
+            if len(self.reader.tiles) <= TRIAL_TILES:
+                quieter = [
+                    replace(option, gains=self.gains)
+                    for quiet in QUIETER
+                    for option in self.statistics.front_ends(step, quiet)
+                    if option.partition == found.partition
+                ]
+                found = min([found, *quieter], key=lambda option: self._expense(option, step))
+            self._chosen = {step: found}
+        return found
+
+    def _expense(self, front_end: FrontEnd, step: float) -> float:
+        """Bits, and what the error is worth in bits, of the whole lattice, judged by trial windows."""
+        bits, error = self._measured(front_end, step, self._trials)
+        return bits + error / (self.encoder.spec.bit_price or PRICE) / step**2
+
+    @cached_property
+    def _trials(self) -> list[TilePixels]:
+        """All tiles of a small scene, a few windows of a large one."""
+        reader, most = self.reader, TRIAL_TILES
+        if len(reader.tiles) > TRIAL_TILES and self.gains is None:
+            reader = LatticeReader(reader.source, reader.lattice, reader.number, TRIAL_SIDE)
+            most = max(TRIAL_WINDOWS, len(self.reader.tiles) // 100)
+        return [reader.one(number) for number in reader.sample_tiles(most)]
 
     def _code(self, front_end: FrontEnd, planes_per_chunk: int, gain: int) -> TileCode:
         levels = front_end.levels_at(gain)
@@ -111,16 +157,19 @@ class _LatticeEncoder:
     def estimate(self, step: float) -> tuple[float, float]:
         """(bits, squared error in DN squared, summed over samples) that the whole lattice takes at this step, from
         sample tiles."""
-        front_end = self._front_end(step)
+        tiles = (self.reader.one(number) for number in self.reader.sample_tiles(RATE_TILES))
+        return self._measured(self._front_end(step), step, tiles)
+
+    def _measured(self, front_end: FrontEnd, step: float, tiles: Iterable[TilePixels]) -> tuple[float, float]:
+        """`estimate` of a front end, from these tiles."""
         bits = error = 0.0
         pixels = 0
-        for number in self.reader.sample_tiles(RATE_TILES):
-            tile = self.reader.one(number)
+        for tile in tiles:
             decided = self._decide([tile], front_end, step, front_end.planes, True)
             tile_cost = decided.bits(0)
             bits += tile_cost + 8 * OVERHEAD_BYTES_PER_CHUNK * GROUPS
             samples = tile.tile.window.samples * len(self.reader.lattice.members)
-            own_step = _coarser(step, front_end.gain(number))
+            own_step = _coarser(step, front_end.gain(tile.number))
             error += float(decided.errors[0]) * self._error_ratio(tile_cost / samples) * own_step**2
             pixels += tile.tile.window.samples
         lattice = self.reader.lattice
@@ -136,7 +185,7 @@ class _LatticeEncoder:
     def encode(self, step: float, spool: Spool, progress: Callable[[], None]) -> GridCoding:
         """Encode at this step; plane blocks shrink until every chunk is within its limit."""
         front_end = self._front_end(step)
-        block = _planes_per_chunk(front_end)
+        block = _planes_per_chunk(front_end, self.reader.tiles.core)
         while True:
             try:
                 mode = self._encode_tiles(step, front_end, block, spool, progress)
@@ -149,7 +198,7 @@ class _LatticeEncoder:
                 spool.forget(self.reader.number)
                 continue
             return GridCoding(
-                tile=TILE,
+                tile=self.reader.tiles.core,
                 planes=front_end.planes,
                 planes_per_chunk=block,
                 groups=GROUPS,
@@ -196,6 +245,14 @@ class _LatticeEncoder:
         yield batch
 
 
+def tile_side(height: int, width: int) -> int:
+    """Pixels along the tiles of a lattice: the smallest of those from TILE on that leaves fewest of them."""
+    if max(height, width) > SMALL_PX:
+        return TILE
+    sides = range(TILE, limits.TILE_PX_MAX + 1, limits.TILE_PX_MULTIPLE)
+    return min(sides, key=lambda side: -(-height // side) * -(-width // side))
+
+
 def _coarser(step: float, gain: int) -> float:
     """The step of tiles of this gain."""
     return float(step * 2.0 ** (gain / GAINS_PER_OCTAVE))
@@ -212,7 +269,7 @@ def _put_chunks(waiting: dict[ChunkKey, SymbolEncoder | Sent], spool: Spool) -> 
     waiting.clear()
 
 
-def _planes_per_chunk(front_end: FrontEnd) -> int:
+def _planes_per_chunk(front_end: FrontEnd, tile: int) -> int:
     """Planes whose symbols share a chunk: as many as are expected to fit, guessed from the planes' levels in the
     subband that has most channels, loudest first."""
     bits = np.zeros(front_end.planes)
@@ -221,7 +278,7 @@ def _planes_per_chunk(front_end: FrontEnd) -> int:
         at = subband(band)
         each = np.where(front_end.levels[:, band] > 0, np.maximum(0.05, 0.7 * octaves + 0.7), 0.0)
         bits = np.maximum(bits, each * (at.stop - at.start) / CHANNELS)
-    return max(1, int(np.searchsorted(np.cumsum(bits * TILE * TILE), CHUNK_AIM_BYTES * 8)))
+    return max(1, int(np.searchsorted(np.cumsum(bits * tile * tile), CHUNK_AIM_BYTES * 8)))
 
 
 def _steps(target: Target, scene: Scene, encoders: list[_LatticeEncoder]) -> list[float]:
@@ -285,10 +342,11 @@ def _encode(
     progress: Progress | None,
 ) -> EncodedScene:
     scene = source.scene
-    readers = [
-        LatticeReader(source, lattice, number, TILE) for number, lattice in enumerate(lattices(scene, resolutions))
-    ]
     importance = None if target.importance is None else target.importance.on(scene.grids[0])
+    readers = [
+        LatticeReader(source, lattice, number, TILE if importance else tile_side(lattice.height, lattice.width))
+        for number, lattice in enumerate(lattices(scene, resolutions))
+    ]
     encoders = [_LatticeEncoder(reader, encoder, target.weights, importance) for reader in readers]
     steps = _steps(target, scene, encoders)
     done, total = 0, sum(len(reader.tiles) for reader in readers)

@@ -257,18 +257,18 @@ def test_a_lattice_of_which_nothing_arrived_leaves_the_others_alone(encoder, dec
 
 
 def test_a_lost_tile_of_a_coarse_lattice_is_where_it_was(encoder, decoder):
-    source = resampled("13", 900, 60)
+    source = resampled("13", 2100, 60)
     with coded(source, encoder) as encoded:
         layout = encoded.manifest.layout()
         (whole,) = decoded(encoded, decoder)
-        lost = frozenset(layout.latents_of(1, 1))  # rows 256 to 299 of the lattice of 30 m
+        lost = frozenset(layout.latents_of(1, 2))  # rows 512 to 699 of the lattice of 30 m
         rows = list(decode_rows(encoded.manifest, lambda i: None if i in lost else encoded.chunk(i), decoder))
     back = np.concatenate([row.pixels for row in rows], axis=1)
     assert (back[0] == whole[0]).all()
-    assert len(np.unique(back[1, 768:])) == 1
-    assert all(row.missing == pytest.approx(0.5) for row in rows)
+    assert len(np.unique(back[1, 1536:])) == 1
+    assert all(row.missing == pytest.approx(1 / 3) for row in rows)
     halo = (decoder.spec.decoder_halo * 8 + 4) * 3  # and half a block that is mixed with the last
-    assert (back[1, : 768 - halo] == whole[1, : 768 - halo]).all()
+    assert (back[1, : 1536 - halo] == whole[1, : 1536 - halo]).all()
 
 
 def test_constant_and_nodata_bands_beside_repeated_ones(encoder, decoder):

@@ -33,7 +33,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for bound in (0, 10):
         exact(bound)
-    pixels = scenes.pixels(seed=64, bands=3, height=270, width=140)  # two tiles, the second a sliver; a nodata corner
+    pixels = scenes.pixels(seed=64, bands=3, height=270, width=650)  # tiles, some of them slivers; a nodata corner
     for name in bundle.released_names():
         found = bundle.find(name)
         path = FOLDER / f"{found.name}-{found.id.hex()[:12]}.dl"
