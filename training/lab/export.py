@@ -98,6 +98,7 @@ def export(row: Row, result: Result, places: Places, out: Path) -> dict[str, Any
     """Write a bundle (complete or not at all); returns what was checked. ConfigError where the network has none."""
     if out.exists() and not (out / "bundle.json").is_file() and any(out.iterdir()):
         raise ConfigError(f"{out} holds other things than a bundle; name an empty or a new folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
     task = trained(row, result, places)
     name = out.name.lower()
     kind = row.variants[result.variant].task

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 import torch
 
+from downlink.bundle import find
 from training.card import commit
 from training.config import ConfigError
 from training.lab.config import FOLDER, Row, Trial, digest, read_row
@@ -92,10 +93,9 @@ def run_trial(
     elif not (folder / "done").exists():
         schedule = trial.schedule
         facts: dict[str, Any] = {"seed": trial.seed, "commit": commit(), "places": len(places.train)}
-        if trial.find_rate and not (folder / "checkpoint.pt").exists():
-            rate, _ = find_rate(task)
-            schedule = msgspec.structs.replace(schedule, learning_rate=rate)
-            facts["found_rate"] = rate
+        if trial.find_rate:  # also when it is resumed: the same weights and batches give the same rate
+            facts["found_rate"], _ = find_rate(task)
+            schedule = msgspec.structs.replace(schedule, learning_rate=facts["found_rate"])
         fit(
             task,
             schedule,
@@ -129,12 +129,12 @@ class Work:
 
 def works_of(row: Row, places: Places, out: Path, seeds: Iterable[int], minutes: float) -> list[Work]:
     """All variants and seeds of a row, each with the folder that its result is kept in."""
-    works = []
+    works, codec = [], find("universal").id.hex()  # some rows measure the released bundle, or build on it
     for variant, base in row.variants.items():
         for seed in seeds:
             schedule = msgspec.structs.replace(base.schedule, minutes=minutes * base.share)
             trial = msgspec.structs.replace(base, seed=seed, schedule=schedule)
-            key = f"{variant.replace(' ', '-')}-{seed}-{digest(trial, places.fingerprint)}"
+            key = f"{variant.replace(' ', '-')}-{seed}-{digest(trial, places.fingerprint, codec)}"
             works.append(Work(row.base.name, variant, trial, out / row.base.name / key))
     return works
 
