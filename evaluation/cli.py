@@ -235,6 +235,12 @@ def _report(
     from evaluation.worker import Apart, Here
 
     entries, millions = _found(scenes, [*curves, *promised], split)
+    try:
+        report_path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DownlinkError(
+            f"{report_path} cannot be written ({error.strerror}); give --report another place"
+        ) from error
     kept = Cache(report_path / "cache" if cache_path is None else cache_path)
     runner = Apart(threads) if isolate else Here()
     settings = sum(len(contestant.at(1.0)) for contestant in (*curves, *promised))

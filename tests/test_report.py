@@ -203,7 +203,9 @@ def test_odd_scenes_are_measured(tmp_path: Path) -> None:
         "--no-isolate",
         "--no-speed",
     ]
-    run(*odd, *options, "--report", tmp_path / "out")
+    run(*odd, *options, "--report", tmp_path / "out", "--cache", tmp_path / "elsewhere" / "kept")
+    blocked = run(*odd, *options, "--report", tmp_path / "rgb.tif" / "out", code=1).output
+    assert "give --report another place" in blocked
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert found["failures"] == found["bounds"]["failures"] == []
     assert {one["scene"] for one in found["rows"]} == {path.stem for path in odd}
