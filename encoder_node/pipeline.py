@@ -46,15 +46,14 @@ SMALL_PX = 640
 costs chunks of its own, and sees nothing beside it. Not where importance differs from tile to tile."""
 RATE_TILES = 6
 """Tiles per grid that a rate or PSNR target is searched on."""
-TRIAL_TILES = 4
-"""Up to so many tiles are all tried with every front end before one is chosen …"""
 TRIAL_WINDOWS = 4
 TRIAL_SIDE = 128
-"""… of larger scenes a few windows, which take a twentieth of the time of 2048 x 2048 pixels."""
+"""Windows that front ends are tried on before one is chosen: a twentieth of the time that 2048 x 2048 pixels take."""
 TRIAL_BANDS = 32
 """Of more bands the front end that is expected to cost least is taken untried."""
+FEW_TILES = 4
 QUIETER = (0.1, 0.2)
-"""How quiet planes that are dropped may be besides (see downlink.moments.QUIET)."""
+"""How quiet planes that are dropped may be besides (see downlink.moments.QUIET): tried on scenes of few tiles."""
 PRICE = 0.1
 """Squared steps that a bit is worth to a bundle that does not refine."""
 CHUNK_AIM_BYTES = 96 * 1024
@@ -106,7 +105,7 @@ class _LatticeEncoder:
         if found is None:
             every = [replace(option, gains=self.gains) for option in self.statistics.front_ends(step)]
             found = min(every, key=lambda option: self._expense(option, step)) if len(every) > 1 else every[0]
-            if len(self.reader.tiles) <= TRIAL_TILES:
+            if len(self.reader.tiles) <= FEW_TILES:
                 quieter = [
                     replace(option, gains=self.gains)
                     for quiet in QUIETER
@@ -124,11 +123,12 @@ class _LatticeEncoder:
 
     @cached_property
     def _trials(self) -> list[TilePixels]:
-        """All tiles of a small scene, a few windows of a large one."""
-        reader, most = self.reader, TRIAL_TILES
-        if len(reader.tiles) > TRIAL_TILES and self.gains is None:
-            reader = LatticeReader(reader.source, reader.lattice, reader.number, TRIAL_SIDE)
-            most = max(TRIAL_WINDOWS, len(self.reader.tiles) // 100)
+        """A quarter of a small scene, a few windows of a large one; where tiles have gains, tiles."""
+        reader, lattice = self.reader, self.reader.lattice
+        if self.gains is None:
+            reader = LatticeReader(reader.source, lattice, reader.number, TRIAL_SIDE)
+        quarter = lattice.height * lattice.width // (4 * TRIAL_SIDE**2)
+        most = max(1, min(quarter, TRIAL_WINDOWS), len(self.reader.tiles) // 100)
         return [reader.one(number) for number in reader.sample_tiles(most)]
 
     def _code(self, front_end: FrontEnd, planes_per_chunk: int, gain: int) -> TileCode:
