@@ -189,8 +189,10 @@ import hashlib, sys
 from encoder_node import cli
 from encoder_node.encoder import PlaneEncoder
 digest, real = hashlib.sha256(), PlaneEncoder.decide
-def overheard(self, planes, code, cores, *rest):
-    found = real(self, planes, code, cores, *rest)
+def overheard(self, planes, code, cores, measures=True):
+    found = real(self, planes, code, cores, measures)
+    if measures:
+        return found  # only tried
     for number in range(len(cores)):
         symbols = found.symbols(number)
         for part in (symbols.hyper, symbols.root, symbols.latent):

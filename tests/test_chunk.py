@@ -142,7 +142,7 @@ def test_a_layout_of_a_million_chunks_costs_nothing() -> None:
         ({"method": "joint"}, Unsupported, "'joint' is none of planes"),
         ({"mask": "runs"}, Unsupported, "'runs'"),
         ({"tile": 0}, Malformed, "tiles of 0 px"),
-        ({"tile": 288}, Malformed, "up to 256"),
+        ({"tile": 352}, Malformed, "up to 320"),
         ({"tile": 100}, Malformed, "multiple of 32"),
         ({"planes": 0}, Malformed, "0 planes for 20 bands"),
         ({"planes": 21}, Malformed, "21 planes for 20 bands"),

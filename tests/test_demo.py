@@ -69,7 +69,9 @@ def test_a_scene_goes_down_and_the_table_and_the_picture_are_there(tmp_path: Pat
         assert said in ran.output
     assert (out / "side-by-side.png").stat().st_size > 10_000
     assert (out / "archive" / "catalog.json").is_file()
-    assert len(list(out.glob("archive/scenes/*/*.tif"))) == 3
+    products = {path.name.rpartition("_")[2] for path in out.glob("archive/scenes/*/*.tif")}
+    assert {"10m.tif", "20m.tif", "60m.tif"} <= products
+    assert len(list(out.glob("archive/scenes/*/*.bits.tif"))) == 1
 
 
 @pytest.mark.skipif(not INSTALLED, reason="the package is not installed; `make test` installs it")

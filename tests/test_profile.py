@@ -83,10 +83,10 @@ def busy(seconds: float) -> None:
 
 def test_time_counts_for_the_stage_of_the_function_or_of_who_called_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def read() -> None:
-        busy(0.06)
+        busy(0.3)
 
     def write() -> None:
-        busy(0.02)
+        busy(0.1)
 
     own = (("*test_profile.py", "read", "read"), ("*test_profile.py", "write", "write"))
     monkeypatch.setattr(stages, "_OF", own)

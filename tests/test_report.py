@@ -267,16 +267,16 @@ def test_the_map_of_bits_is_all_of_the_file() -> None:
     from evaluation.codecs import CodecSpec
     from evaluation.codecs.base import Image
 
-    pixels = scenes.pixels(3, 4, 288, 300, nodata=None)
+    pixels = scenes.pixels(3, 4, 288, 700, nodata=None)
     pixels[:, :, :256] = pixels[:, :1, :1]  # all that costs bits is to the right
     codec = CodecSpec("universal", model="universal").open()
     codec.load("encode")
     payload = codec.encode(Image(scenes.scene(pixels, None), (pixels,), 10_000.0), 50.0)
     found = tile_bits(payload)
     areas = np.full(found.cells.shape, CELL * CELL, float)
-    areas[:, -1] = CELL * (300 % CELL)
+    areas[:, -1] = CELL * (700 % CELL)
     assert (found.cells * areas).sum() + found.common_bits == pytest.approx(8 * len(payload), rel=1e-6)
-    assert found.per_tile.shape == (2, 2)
+    assert found.per_tile.shape == (2, 3)
     assert found.per_tile[0, 1] > 5 * found.per_tile[0, 0]
 
 

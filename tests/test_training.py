@@ -169,9 +169,7 @@ def test_weights_are_found_by_path_name_or_version(tmp_path: Path, monkeypatch: 
     assert find_weights("some") == tmp_path / "some-0.10.0.pt"
     assert find_weights("some-0.9.0") == tmp_path / "some-0.9.0.pt"
     assert find_weights(str(tmp_path / "some-other-1.0.0.pt")) == tmp_path / "some-other-1.0.0.pt"
-    with pytest.raises(
-        ConfigError, match=r"nor a released bundle with weights \(some-0.10.0, some-0.9.0"
-    ):
+    with pytest.raises(ConfigError, match=r"nor a released bundle with weights \(some-0.10.0, some-0.9.0"):
         find_weights("else")
 
 

@@ -1,6 +1,6 @@
 """The hyper-latents' network, trained in floats, as it flies: 8-bit weights and activations (post-training
-quantisation, Nagel et al., A White Paper on Neural Network Quantization, arXiv 2106.08295, §3: ranges from data, a scale
-to each channel).
+quantisation, Nagel et al., A White Paper on Neural Network Quantization, arXiv 2106.08295, §3: ranges from data, a
+scale to each channel).
 
 Its inputs are the integers of `encoder_node.encoder.loudness`. Every sum is an integer below 2^24 carried in float32,
 scales are powers of two, so that onnxruntime and the native loops give the same hyper-latents.
@@ -65,8 +65,8 @@ class IntegerHyper(nn.Module):
             bound = float((weight.abs().sum(dim=(1, 2, 3)) * max(loudest, ACTIVATION_LIMIT) + bias.abs()).max())
             if bound >= EXACT or shift < 1:
                 raise ConfigError(
-                    f"hyper-latents' layer {number}: sums may reach {bound:.0f} at shift {shift}, exact float32 integers "
-                    f"end at {EXACT:.0f}; train with a smaller hyper_width"
+                    f"hyper-latents' layer {number}: sums may reach {bound:.0f} at shift {shift}, exact float32 "
+                    f"integers end at {EXACT:.0f}; train with a smaller hyper_width"
                 )
             self.register_buffer(f"weight_{number}", weight)
             self.register_buffer(f"bias_{number}", bias)
