@@ -123,12 +123,12 @@ class _LatticeEncoder:
 
     @cached_property
     def _trials(self) -> list[TilePixels]:
-        """A quarter of a small scene, a few windows of a large one; where tiles have gains, tiles."""
+        """One window of a small scene, a few of a large one; where tiles have gains, tiles."""
         reader, lattice = self.reader, self.reader.lattice
         if self.gains is None:
             reader = LatticeReader(reader.source, lattice, reader.number, TRIAL_SIDE)
-        quarter = lattice.height * lattice.width // (4 * TRIAL_SIDE**2)
-        most = max(1, min(quarter, TRIAL_WINDOWS), len(self.reader.tiles) // 100)
+        share = lattice.height * lattice.width // (32 * TRIAL_SIDE**2)
+        most = max(1, min(share, TRIAL_WINDOWS), len(self.reader.tiles) // 100)
         return [reader.one(number) for number in reader.sample_tiles(most)]
 
     def _code(self, front_end: FrontEnd, planes_per_chunk: int, gain: int) -> TileCode:
