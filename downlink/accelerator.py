@@ -1,7 +1,8 @@
-"""The inner loops of the tile codec in C, where they could be built: the same bytes, sooner.
+"""The inner loops of the tile codec in C, where they could be built: the same codec, sooner.
 
 `downlink._native` (sources in `downlink/native/`) is an optional extension. Everything works without it, in numpy,
-which is the reference; with it, what is between a tile's coefficients and its payloads runs in C. `accelerator_of`
+which is the reference; with it, what is between a tile's pixels and its payloads runs in C. Integers come out the
+same; sums of floats may differ in their last bit. `accelerator_of`
 gives what does that for a bundle, or None: where the extension is not built, where the environment says
 DOWNLINK_NATIVE=0, and where the bundle holds networks or tables of another kind than the loops know.
 

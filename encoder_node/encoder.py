@@ -26,6 +26,7 @@ from downlink.table import Tables
 from encoder_node.refine import Decided, Effort, decide
 
 TILES_AT_ONCE = 8
+"""Tiles that numpy decides on together."""
 PLANES_AT_ONCE = 16
 """Planes of a tile that pass the network together: bounds memory for hundreds of bands at no loss of speed."""
 SYMBOL_LIMIT = 1 << 20

@@ -127,7 +127,7 @@ class TilePixels:
     def planes(self, front_end: FrontEnd, step: float, limit: float, out: Floats) -> None:
         """Coefficients of planes in steps, clipped to +-limit, into `out` (planes, 64, blocks down, blocks across)."""
         mean, bands = front_end.mean.astype(np.float32), len(self.lattice.members)
-        if all(
+        if accelerator.native() is not None and all(
             -(-side // dct.BLOCK) == blocks for side, blocks in zip(self.tile.window[2:], out.shape[2:], strict=True)
         ):
             parts = list(self._parts(mean, *out.shape[2:]))
