@@ -33,6 +33,8 @@ from evaluation import edge_run, graphs, stages
 DISTRIBUTION: Final = "latent-downlink"
 WIDTH: Final = 1024
 """Pixels across of the scenes that peak memory is compared over; they differ in height."""
+WORK_SIDE: Final = 512
+"""Pixels a side, at most, of the picture on which multiplications are counted."""
 RUNS: Final = 5
 LIMIT_S: Final = 900
 RAPL: Final = Path("/sys/class/powercap")
@@ -65,6 +67,11 @@ def profile(
     for one in found["graphs"]:
         one["share_of_gemm_peak"] = one["gmac_per_s"] / peak
     found["gemm_peak_gmac_per_s"] = peak
+    side = min(max(sizes), WORK_SIDE)
+    counted = graphs.work(chosen, mirrored(pixels, side, side), quality)
+    for one in found["graphs"]:
+        one["kmac_per_sample"] = counted.get(one["name"])
+    found["network"] = {"size_px": side, "kmac_per_sample": sum(counted.values())}
     with tempfile.TemporaryDirectory(prefix="downlink-profile-") as folder:
         run = _Runs(Path(folder), pixels, model, quality)
         say("cold start")

@@ -57,10 +57,13 @@ def show(found: dict[str, Any]) -> None:
 def sentences(found: dict[str, Any]) -> list[str]:
     """What needs no table."""
     cold, eight, install = found["cold_start"], found["int8"], found["install"]
+    peak = found["gemm_peak_gmac_per_s"]
     said = [
         f"Cold start to a coded patch of 128 x 128 px: {cold['total_s']:.2f} s (imports {cold['import_s']:.2f}, bundle "
         f"and self-test {cold['load_s']:.2f}, the patch {cold['first_s']:.2f}).",
-        f"This core's float32 matrix product does {found['gemm_peak_gmac_per_s']:.0f} GMAC/s.",
+        f"The encoder's networks take {found['network']['kmac_per_sample']:.2f} kMAC a sample (counted while encoding "
+        f"{found['network']['size_px']} x {found['network']['size_px']} px); this core's float32 matrix product does "
+        f"{peak:.0f} GMAC/s: were nothing else to do, {peak / found['network']['kmac_per_sample']:.0f} Msamples/s.",
     ]
     if eight["native_8_bit_msamples_per_s"] is not None:
         same = "the same bytes" if eight["same_bytes"] else "other bytes: floats round differently"

@@ -32,13 +32,14 @@ from evaluation.equal_bits import at_equal_bits, bands_at
 from evaluation.evaluate import Done, environment, evaluate
 from evaluation.learned import learned
 from evaluation.scenes import Entry
-from evaluation.speed import Racer, speeds
+from evaluation.speed import Kind, Racer, Track, speeds
 from evaluation.summary import Row, summarise
 from evaluation.worker import Runner
 
 SPEED_SIDE: Final = 1024
-"""Pixels a side, at most, of what speeds are measured on: a square cut out of the scene with the longest short side.
-Never mirrored to more: codecs that look for repetitions would find them."""
+"""Pixels a side of what lossy codecs' speeds are measured on: a square of the scene with the longest short side,
+mirrored where it is smaller, because scenes that come down are large. Lossless codecs get the square as it is, unless
+it is larger: some look for repetitions and would find them."""
 
 Say = Callable[[str], None]
 
@@ -120,17 +121,20 @@ def _speed(
     described = scenes.describe(largest.path)
     first = described.grids[0]
     with tempfile.TemporaryDirectory(prefix="downlink-speed-") as folder:
-        pixels = bench_speed.pixels_of(largest.path, min(SPEED_SIDE, _short_side(largest)), Path(folder))
-        if len({grid.dtype for grid in described.grids}) > 1:
-            pixels = pixels[: len(first.bands)]
-        bands = tuple(band for grid in described.grids for band in grid.bands)[: len(pixels)]
-        scene = Scene("speed", (Grid(*pixels.shape[1:], first.dtype, bands, first.nodata),))  # type: ignore[arg-type]
-        path = Path(folder) / "pixels.npy"
-        np.save(path, pixels)
+        tracks: dict[Kind, Track] = {}
+        sides: dict[Kind, int] = {"lossy": SPEED_SIDE, "lossless": min(SPEED_SIDE, _short_side(largest))}
+        for kind, side in sides.items():
+            pixels = bench_speed.pixels_of(largest.path, side, Path(folder))
+            if len({grid.dtype for grid in described.grids}) > 1:
+                pixels = pixels[: len(first.bands)]
+            bands = tuple(band for grid in described.grids for band in grid.bands)[: len(pixels)]
+            scene = Scene("speed", (Grid(*pixels.shape[1:], first.dtype, bands, first.nodata),))  # type: ignore[arg-type]
+            tracks[kind] = Track(scene, Path(folder) / f"{kind}.npy")
+            np.save(tracks[kind].path, pixels)
         against = default_peak(described) if peak is None else peak
         threads = sorted({1, os.cpu_count() or 1})
         try:
-            return {"scene": largest.label, **speeds(scene, path, against, racers, threads, kept)}
+            return {"scene": largest.label, **speeds(tracks, against, racers, threads, kept)}
         except (DownlinkError, RuntimeError, ValueError, MemoryError) as error:
             return {"scene": largest.label, "missing": str(error)}
 

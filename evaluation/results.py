@@ -133,7 +133,7 @@ def _speeds(report: dict[str, Any]) -> str:
         if one["kind"] == "lossy":
             rates = [f"{one[half]['median']:.1f} ({one[half]['low']:.1f}–{one[half]['high']:.1f})" for half in _HALVES]
             rows.append([_named(codec.removesuffix(" (lossy)")), f"{one['bits_per_sample']:.2f}", *rates])
-    shape = " x ".join(map(str, speed["shape"]))
+    shape = " x ".join(map(str, speed["shapes"]["lossy"]))
     heads = ["Msamples/s, one thread", "bits/sample", "encode", "decode"]
     peers = report["learned"].get("peers", ())
     rows += [
@@ -145,7 +145,8 @@ def _speeds(report: dict[str, Any]) -> str:
         for one in peers
     ]
     return (
-        f"Speed at equal PSNR, all in turn in one run on {shape} samples (median, least and most):\n\n"
+        f"Speed at equal PSNR, all in turn in one run on {shape} samples (`{speed['scene']}`, mirrored where it is "
+        f"smaller; median, least and most):\n\n"
         f"{_table(heads, rows)}\n\n![Bits against speed](docs/pictures/speed.svg)"
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -49,28 +49,41 @@ class Racer:
     kind: Kind
 
 
+@dataclass(frozen=True)
+class Track:
+    """What is raced on: a .npy file (bands, height, width) of a one-grid scene."""
+
+    scene: Scene
+    path: Path
+
+    def image(self, peak: float) -> Image:
+        return Image(self.scene, (np.load(self.path),), peak)
+
+
 def speeds(
-    scene: Scene, pixels: Path, peak: float, racers: Sequence[Racer], threads: Sequence[int], kept: Cache
+    tracks: Mapping[Kind, Track], peak: float, racers: Sequence[Racer], threads: Sequence[int], kept: Cache
 ) -> dict[str, Any]:
-    """Times and ratios by number of threads; `pixels` is a .npy file (bands, height, width) of a one-grid `scene`."""
-    found: dict[str, Any] = {"samples": scene.samples, "shape": scene.grids[0].shape, "quality": QUALITY}
+    """Times and ratios by number of threads, each kind on its own track."""
+    shapes = {kind: track.scene.grids[0].shape for kind, track in tracks.items()}
+    found: dict[str, Any] = {"shapes": shapes, "quality": QUALITY}
     for count in threads:
         specs = [Racer(CodecSpec(r.spec.label, r.spec.classical, r.spec.model, count), r.kind) for r in racers]
-        of_scene = cache.of_scene(scene, (np.load(pixels),))
+        of_scene = [(kind, cache.of_scene(one.scene, (np.load(one.path),))) for kind, one in tracks.items()]
         codecs = [(racer.kind, cache.of_codec(racer.spec)) for racer in specs]
         key = cache.key_of("speed", codecs, of_scene, cache.sources("evaluation/speed.py"), os.cpu_count())
         times = kept.get(key)
         if times is None:
-            times = _apart(scene, pixels, peak, specs, count)
+            times = _apart(dict(tracks), peak, specs, count)
             kept.put(key, times)
-        found[str(count)] = _compared(times, scene.samples, "cpu" if count == 1 else "clock")
+        samples = {kind: track.scene.samples for kind, track in tracks.items()}
+        found[str(count)] = _compared(times, samples, "cpu" if count == 1 else "clock")
     return found
 
 
-def _apart(scene: Scene, pixels: Path, peak: float, racers: Sequence[Racer], threads: int) -> list[dict[str, Any]]:
+def _apart(tracks: dict[Kind, Track], peak: float, racers: Sequence[Racer], threads: int) -> list[dict[str, Any]]:
     with limited_to(threads), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(race, scene, pixels, peak, tuple(racers)).result()
+            return pool.submit(race, tracks, peak, tuple(racers)).result()
         except BrokenProcessPool:
             raise DownlinkError(
                 "measuring speed took its process down: out of memory, or a bug in a codec's library; leave codecs out "
@@ -78,15 +91,14 @@ def _apart(scene: Scene, pixels: Path, peak: float, racers: Sequence[Racer], thr
             ) from None
 
 
-def race(scene: Scene, path: Path, peak: float, racers: tuple[Racer, ...]) -> list[dict[str, Any]]:
+def race(tracks: dict[Kind, Track], peak: float, racers: tuple[Racer, ...]) -> list[dict[str, Any]]:
     """Raw times of all racers: lists of [processor seconds, seconds] per run."""
-    pixels: NDArray[Any] = np.load(path)
-    image = Image(scene, (pixels,), peak)
+    images = {kind: track.image(peak) for kind, track in tracks.items()}
     codecs: list[Codec] = []
     found: list[dict[str, Any]] = []
     psnr = None
     for racer in racers:
-        codec = racer.spec.open()
+        codec, image = racer.spec.open(), images[racer.kind]
         codec.load("encode")
         codec.load("decode")
         codecs.append(codec)
@@ -100,10 +112,11 @@ def race(scene: Scene, path: Path, peak: float, racers: tuple[Racer, ...]) -> li
         found.append({"codec": racer.spec.label, "kind": racer.kind, "setting": setting, "encode": [], "decode": []})
     for run in range(RUNS):
         for codec, one in zip(codecs, found, strict=True):
+            image = images[one["kind"]]
             spent = sum(clock for half in ("encode", "decode") for _, clock in one[half])
             if run >= RUNS_MIN and spent > BUDGET_S:
                 continue
-            payload, times = _timed(lambda c=codec, s=one["setting"]: c.encode(image, s))
+            payload, times = _timed(lambda c=codec, i=image, s=one["setting"]: c.encode(i, s))
             one["encode"].append(times)
             decoded, times = _timed(lambda c=codec, p=payload: c.decode(p))
             one["decode"].append(times)
@@ -148,13 +161,16 @@ def _psnr(image: Image, decoded: NDArray[Any]) -> float | None:
     return quality.psnr_db if quality.mse else None
 
 
-def _compared(times: list[dict[str, Any]], samples: int, by: Literal["cpu", "clock"]) -> dict[str, Any]:
+def _compared(
+    times: list[dict[str, Any]], samples_of: Mapping[Kind, int], by: Literal["cpu", "clock"]
+) -> dict[str, Any]:
     """Medians in million samples a second with the least and the most, and how often as fast the first of a kind is:
     the median over runs of the ratio within a run."""
     at = ("cpu", "clock").index(by)
     firsts = {kind: next((one for one in times if one["kind"] == kind), None) for kind in ("lossy", "lossless")}
     codecs = {}
     for one in times:
+        samples = samples_of[one["kind"]]
         entry: dict[str, Any] = {
             "kind": one["kind"],
             "setting": one["setting"],

@@ -72,7 +72,19 @@ def test_multiplications_are_those_of_the_layers() -> None:
         expected += graphs.PLANES * int(np.prod(shape)) * area // shrink
     assert found["macs"] == expected
     assert found["parameters"] == sum(int(np.prod(one.dims)) for one in weights.values())
-    assert found["kmac_per_sample"] == pytest.approx(expected / 1e3 / (graphs.PLANES * area * 64))
+
+
+@released
+def test_work_is_counted_from_what_the_encoder_asks() -> None:
+    """The hyper-latents' network sees every plane's 8 x 8 blocks at least once; a wider scene takes no more a sample."""
+    chosen = bundle.find("universal")
+    pixels = scenes.pixels(1, 4, 256, 256, nodata=None)
+    found = graphs.work(chosen, pixels, 40.0)
+    assert set(found) == {name for name in chosen.files if name.endswith(".onnx")} - {"decoder.onnx"}
+    one = graphs.graph(chosen.file("encoder.onnx"), "encoder.onnx")
+    least = one["macs"] / 1e3 / (graphs.PLANES * graphs.SIDE**2 * 64)
+    assert least <= found["encoder.onnx"] < 4 * least, "planes that are left out, or trials that cost most of it"
+    assert sum(found.values()) > 2 * found["encoder.onnx"]
 
 
 def busy(seconds: float) -> None:

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from downlink import bundle
 from downlink.cli import main
-from evaluation import results, worker
+from evaluation import report, results, worker
 from evaluation.equal_bits import at_equal_bits, values_at
 from evaluation.tile_bits import CELL, tile_bits
 from tests import scenes
@@ -75,7 +75,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[object]]:
     small = tiff(folder / "small <b>.tif", scenes.pixels(2, 5, 48, 40), 0, NAMES)
     arguments = [large, small, "--against", "j2k,jpegls", "--quality", "8,20,32,44,56,64", "--max-error", "5"]
     arguments += ["--report", folder / "out", "--no-isolate"]
-    run(*arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "SPEED_SIDE", 64)
+        run(*arguments)
     return folder / "out", arguments
 
 
@@ -140,6 +142,7 @@ def test_pictures_are_at_equal_bits(made: tuple[Path, list[object]]) -> None:
 @released
 def test_speeds_are_of_one_run_and_have_a_spread(made: tuple[Path, list[object]]) -> None:
     found = json.loads((made[0] / "report.json").read_text())["speed"]
+    assert found["shapes"] == {"lossy": [5, 64, 64], "lossless": [5, 40, 40]}, "mirrored for lossy codecs alone"
     codecs = found["1"]["codecs"]
     assert set(codecs) == {"universal", "j2k", "jpegls (lossy)", "exact", "jpegls (lossless)"}
     for one in codecs.values():
@@ -171,6 +174,7 @@ def test_an_interrupted_run_goes_on(
         return real(self, task)
 
     monkeypatch.setattr(worker.Here, "run", counted)
+    monkeypatch.setattr(report, "SPEED_SIDE", 64)
     run(*arguments)
     assert asked == ["j2k"]
     after = json.loads((folder / "report.json").read_text())
