@@ -74,7 +74,8 @@ def png(picture: npt.NDArray[np.uint8]) -> bytes:
     bands, height, width = picture.shape
     with warnings.catch_warnings(), MemoryFile() as memory:
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with memory.open(driver="PNG", count=bands, height=height, width=width, dtype="uint8") as dataset:
+        profile = {"driver": "PNG", "count": bands, "height": height, "width": width, "dtype": "uint8"}
+        with memory.open(**profile, ZLEVEL=2) as dataset:  # the default takes three times as long for a tenth less
             dataset.write(picture)
         content: bytes = memory.read()
     return content

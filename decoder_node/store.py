@@ -6,13 +6,19 @@
 
 The same layout as an archive's, so that all links hold. The ledger, and what is still on its way, stay in the archive's
 folder with the receiver. A scene's item is written after its files, and the collection after the item: whoever follows
-links finds everything. One receiver writes a store's collection; workers write items. Refused, with `StoreError`: URLs
+links finds everything, also while another receiver or worker is killed.
+
+On a file system of this machine (`file://`, NFS and the like included) every file appears whole and synced, or not at
+all, and several receivers may share a store: they take turns with its collection (`catalogue.locked`). An object store
+has no lock: there, one receiver writes a store's collection, and workers write items. Refused, with `StoreError`: URLs
 whose file system is not installed, or does not answer.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,9 +27,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
-from decoder_node.catalogue import add_item_to
+from decoder_node import catalogue
 from decoder_node.decoding import Outcome, task
+from decoder_node.durable import make_folder, sync_folder, write_whole
 from decoder_node.log import log
 from downlink.errors import DownlinkError
 from downlink.ranges import Range
@@ -46,6 +54,7 @@ class Store:
             self.files, self.root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise StoreError(f"{url}: {error}") from error
+        self._here = Path(self.root) if isinstance(self.files, LocalFileSystem) else None
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -60,6 +69,9 @@ class Store:
         """A file or folder of ours, at `name`; in the place of what was there."""
         with self._guarded():
             target = f"{self.root}/{name}"
+            if self._here is not None:
+                _put_whole(path, Path(target))
+                return
             self.files.makedirs(target.rpartition("/")[0], exist_ok=True)
             if path.is_dir() and self.files.exists(target):
                 self.files.rm(target, recursive=True)
@@ -81,8 +93,12 @@ class Store:
         return content
 
     def write(self, name: str, content: bytes) -> None:
+        """Make `content` what is at `name`."""
         with self._guarded():
             target = f"{self.root}/{name}"
+            if self._here is not None:
+                write_whole(Path(target), content)
+                return
             self.files.makedirs(target.rpartition("/")[0], exist_ok=True)
             self.files.pipe_file(target, content)
 
@@ -92,11 +108,36 @@ class Store:
 
     def admit(self, item: dict[str, Any]) -> None:
         """Name an item, that is here already, in the collection."""
+        if self._here is not None:
+            with self._guarded():
+                catalogue.admit(self._here, item)
+            return
         collection = self.read("scenes/collection.json")
-        catalog, changed = add_item_to(None if collection is None else json.loads(collection), item)
-        self.write("scenes/collection.json", json.dumps(changed, indent=1, ensure_ascii=False).encode())
+        catalog, changed = catalogue.add_item_to(None if collection is None else json.loads(collection), item)
+        self.write("scenes/collection.json", catalogue.text_of(changed))
         if not self.has("catalog.json"):
-            self.write("catalog.json", json.dumps(catalog, indent=1, ensure_ascii=False).encode())
+            self.write("catalog.json", catalogue.text_of(catalog))
+
+
+def _put_whole(path: Path, target: Path) -> None:
+    """A copy of a file or folder at `target`: a file there is replaced in one step, a folder nearly so."""
+    make_folder(target.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    try:
+        copy = temporary / target.name
+        if path.is_dir():
+            shutil.copytree(path, copy)
+        else:
+            shutil.copyfile(path, copy)
+        for file in (file for file in (copy, *copy.rglob("*")) if file.is_file()):
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        if target.is_dir():
+            target.rename(temporary / "before")
+        copy.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync_folder(target.parent)
 
 
 def store_task(

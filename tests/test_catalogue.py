@@ -214,7 +214,7 @@ def _add_one(archive: str, number: int) -> None:
 
 
 def test_workers_at_once_lose_no_item(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.starmap(_add_one, [(str(tmp_path), number) for number in range(12)])
     catalogue = pystac.Catalog.from_file(str(tmp_path / "catalog.json"))
     assert {item.id for item in catalogue.get_items(recursive=True)} == {f"{number:064x}" for number in range(12)}

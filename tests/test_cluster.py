@@ -151,7 +151,8 @@ def test_an_archive_is_decoded_anew_into_a_store(tmp_path: Path, cluster: tuple[
         assert page.get(f"/scenes/{names[0]}/files/{names[0][:12]}.tif").content[:2] == b"II"
 
 
-def test_a_scheduler_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+def test_a_scheduler_that_is_not_there_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("decoder_node.cluster.CONNECT_S", 0.5)
     archive, _ = archive_of(tmp_path, 0)
     ran = CliRunner().invoke(main, ["reprocess", "--archive", str(archive), "--workers", "tcp://127.0.0.1:1"])
     assert ran.exit_code == 1
