@@ -80,12 +80,24 @@ def test_the_machine_there_is_another(rig: Rig) -> None:
     assert there(rig, "-c", "import platform; print(platform.machine())") == "aarch64\n"
 
 
-GOLDEN_PAYLOADS = """
-import hashlib, json, sys
+EMULATED = """
+import hashlib, json, sys, traceback
+import msgspec
 import numpy as np
+from decoder_node.compose import decode_rows
+from decoder_node.decoder import PlaneDecoder
+from decoder_node.digest import grid_digests
+from downlink import selftest
+from downlink.bundle import find, find_id
+from downlink.errors import BundleError
+from downlink.stream import StreamReader
 from downlink.symbol import SymbolDecoder, SymbolEncoder
 from downlink.table import Tables
-for path in sys.argv[1:]:
+from encoder_node import cli
+from encoder_node.encoder import PlaneEncoder
+from training.conformance import Setting, prove
+
+def payload(path):
     case = json.load(open(path))
     tables, payload = Tables.unpack(bytes.fromhex(case["tables"])), bytes.fromhex(case["payload"])
     decoder, encoder, digest = SymbolDecoder(tables, payload), SymbolEncoder(tables), hashlib.sha256()
@@ -95,123 +107,148 @@ for path in sys.argv[1:]:
         encoder.add(values, index, mean)
         digest.update(values.astype("<i4").tobytes())
     decoder.close()
-    print(digest.hexdigest(), encoder.finish(case["lanes"]) == payload)
+    return [digest.hexdigest(), encoder.finish(case["lanes"]) == payload]
+
+def stream(path, pixels=None):
+    with open(path, "rb") as file:
+        reader = StreamReader(file)
+        decoder = None if reader.manifest.exact else PlaneDecoder(find_id(reader.manifest.bundle))
+        if pixels:
+            rows = [row.pixels for row in decode_rows(reader.manifest, reader.chunk, decoder)]
+            np.save(pixels, np.concatenate(rows, axis=1))
+        return grid_digests(reader.manifest, reader.chunk, decoder)
+
+def self_test(name):
+    found = []
+    for node in (PlaneDecoder(find(name)), PlaneEncoder(find(name))):
+        packed = node.bundle.file("selftest.json")
+        test = msgspec.json.decode(packed, type=selftest.SelfTest)
+        found.append(selftest.answer(node.spec, node.tables, node.prior, test.seed, test.planes, test.size))
+        try:
+            spoilt = packed.replace(test.sha256[:8].encode(), b"00000000")
+            selftest.check(node.spec, node.tables, node.prior, spoilt, "other")
+        except BundleError:
+            found.append("refused")
+    return found
+
+def proof(name, settings):
+    return prove(find(name), 60_000, [Setting(*pair) for pair in settings], side=8)
+
+def encode(*arguments):
+    digest, real = hashlib.sha256(), PlaneEncoder.decide
+    def overheard(self, planes, code, cores, measures=True):
+        found = real(self, planes, code, cores, measures)
+        if measures:
+            return found  # only tried
+        for number in range(len(cores)):
+            symbols = found.symbols(number)
+            for part in (symbols.hyper, symbols.root, symbols.latent):
+                digest.update(part.astype("<i4").tobytes())
+        return found
+    PlaneEncoder.decide = overheard
+    cli.main(["encode", *arguments], standalone_mode=False)
+    PlaneEncoder.decide = real
+    return digest.hexdigest()
+
+found = {}
+for name, (action, *arguments) in json.load(open(sys.argv[1])).items():
+    try:
+        found[name] = {"found": globals()[action](*arguments)}
+    except BaseException:
+        found[name] = {"failed": traceback.format_exc()}
+json.dump(found, open(sys.argv[2], "w"))
 """
+"""Everything that is asked of the machine there, in one process: starting one under qemu takes longer than most
+answers. `encode` is `encoder-node encode` and gives the hash of the symbols that it has put into the stream."""
+
+SETTINGS = [(1, "ORT_DISABLE_ALL"), (2, "ORT_ENABLE_ALL")]
 
 
-def test_golden_payloads_give_the_same_symbols_and_bytes(rig: Rig) -> None:
+def streams() -> list[Path]:
+    """The golden ones whose bundles are still released."""
+    found = []
+    for path in sorted(GOLDEN.rglob("*.dl")):
+        with path.open("rb") as file:
+            manifest = StreamReader(file).manifest
+        try:
+            if not manifest.exact:
+                find_id(manifest.bundle, needs="decoder.onnx")
+        except BundleError:
+            continue
+        found.append(path)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiles with a nodata corner, a stream of them made here, and a small scene."""
+    made = tmp_path_factory.mktemp("aarch64")
+    np.save(made / "scene.npy", scenes.pixels(seed=5, bands=3, height=270, width=100))
+    np.save(made / "small.npy", scenes.pixels(seed=6, bands=2, height=48, width=40))
+    for name in ("scene", "small"):
+        (made / f"{name}.npy.json").write_text('{"nodata": 0}')
+    done = run("encoder_node", "encode", made / "scene.npy", made / "here.dl")
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.fixture(scope="module")
+def answers(rig: Rig, folder: Path) -> dict[str, Any]:
+    """What the machine there has found, by question: {"found": ...} or {"failed": its traceback}."""
+    asked: dict[str, list[Any]] = {f"stream {path.name}": ["stream", str(path)] for path in streams()}
+    asked |= {f"payload {path.name}": ["payload", str(path)] for path in sorted(GOLDEN.rglob("symbols-*.json"))}
+    for name in released_names():
+        asked |= {f"self-test {name}": ["self_test", name], f"proof {name}": ["proof", name, SETTINGS]}
+    at = {name: str(folder / name) for name in ("here.dl", "there.npy", "there.dl", "scene.npy", "small.npy")}
+    exact = str(folder / "exact.dl")
+    asked |= {
+        "decode": ["stream", at["here.dl"], at["there.npy"]],
+        "encode": ["encode", at["scene.npy"], at["there.dl"]],
+        "encode exactly": ["encode", at["small.npy"], exact, "--max-error", "0"],
+        "decode exactly": ["stream", exact],
+    }
+    (folder / "asked.json").write_text(json.dumps(asked))
+    there(rig, "-c", EMULATED, folder / "asked.json", folder / "found.json")
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    assert found.keys() == asked.keys()
+    return found
+
+
+def answer(answers: dict[str, Any], name: str) -> Any:
+    assert "found" in answers[name], answers[name]["failed"]
+    return answers[name]["found"]
+
+
+def test_golden_payloads_give_the_same_symbols_and_bytes(answers: dict[str, Any]) -> None:
     paths = sorted(GOLDEN.rglob("symbols-*.json"))
     assert paths
-    expected = ""
     for path in paths:
         segments = json.loads(path.read_text())["segments"]
         values = b"".join(np.array(segment["values"], "<i4").tobytes() for segment in segments)
-        expected += f"{hashlib.sha256(values).hexdigest()} True\n"
-    assert there(rig, "-c", GOLDEN_PAYLOADS, *paths) == expected
+        assert answer(answers, f"payload {path.name}") == [hashlib.sha256(values).hexdigest(), True]
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.rglob("*.dl")), ids=lambda path: path.stem)
-def test_golden_streams_give_the_same_hashes(rig: Rig, path: Path) -> None:
+@pytest.mark.parametrize("path", streams(), ids=lambda path: path.stem)
+def test_golden_streams_give_the_same_hashes(answers: dict[str, Any], path: Path) -> None:
     """Symbols of streams coded by planes, pixels of all others."""
-    try:
-        with path.open("rb") as file:
-            manifest = StreamReader(file).manifest
-            if not manifest.exact:
-                find_id(manifest.bundle, needs="decoder.onnx")
-    except BundleError as missing:
-        pytest.skip(f"its bundle is released no more: {missing}")
-    assert json.loads(there(rig, "-m", "decoder_node.digest", path))["grids"] == read(path)[0]
-
-
-SELF_TEST = """
-import sys
-from downlink.bundle import find
-from downlink.errors import BundleError
-from downlink import selftest
-from decoder_node.decoder import PlaneDecoder
-from encoder_node.encoder import PlaneEncoder
-import msgspec
-for node in (PlaneDecoder(find(sys.argv[1])), PlaneEncoder(find(sys.argv[1]))):
-    packed = node.bundle.file("selftest.json")
-    test = msgspec.json.decode(packed, type=selftest.SelfTest)
-    print(selftest.answer(node.spec, node.tables, node.prior, test.seed, test.planes, test.size))
-    try:
-        spoilt = packed.replace(test.sha256[:8].encode(), b"00000000")
-        selftest.check(node.spec, node.tables, node.prior, spoilt, "other")
-    except BundleError:
-        print("refused")
-"""
+    assert answer(answers, f"stream {path.name}") == read(path)[0]
 
 
 @pytest.mark.parametrize("name", released_names())
-def test_released_bundles_pass_their_self_test(rig: Rig, name: str) -> None:
+def test_released_bundles_pass_their_self_test(answers: dict[str, Any], name: str) -> None:
     stated = msgspec.json.decode(find(name).file("selftest.json"), type=SelfTest).sha256
-    assert there(rig, "-c", SELF_TEST, name) == f"{stated}\nrefused\n" * 2
-
-
-PROVE = """
-import json, sys
-from downlink.bundle import find
-from training.conformance import Setting, prove
-settings = [Setting(*pair) for pair in json.loads(sys.argv[2])]
-print(json.dumps(prove(find(sys.argv[1]), 60_000, settings, side=8)))
-"""
+    assert answer(answers, f"self-test {name}") == [stated, "refused"] * 2
 
 
 @pytest.mark.parametrize("name", released_names())
-def test_the_prior_answers_there_as_here(rig: Rig, name: str) -> None:
+def test_the_prior_answers_there_as_here(answers: dict[str, Any], name: str) -> None:
     """One hash over symbols, scale indices and means, with no graph optimisation and with all of it and 2 threads."""
-    settings = [Setting(1, "ORT_DISABLE_ALL"), Setting(2, "ORT_ENABLE_ALL")]
-    here = prove(find(name), 60_000, settings, side=8)
-    found = json.loads(there(rig, "-c", PROVE, name, json.dumps(settings)))
+    here = prove(find(name), 60_000, [Setting(*pair) for pair in SETTINGS], side=8)
+    found = answer(answers, f"proof {name}")
     assert found["agree"]
     assert here["agree"]
     assert (found["sha256"], found["symbols"]) == (here["sha256"], here["symbols"])
     assert (found["on"]["machine"], here["on"]["machine"]) == ("aarch64", "x86_64")
-
-
-DECODE = """
-import json, sys
-import numpy as np
-from decoder_node.compose import decode_rows
-from decoder_node.decoder import PlaneDecoder
-from decoder_node.digest import grid_digests
-from downlink.bundle import find_id
-from downlink.stream import StreamReader
-reader = StreamReader(open(sys.argv[1], "rb"))
-decoder = PlaneDecoder(find_id(reader.manifest.bundle))
-np.save(sys.argv[2], np.concatenate([row.pixels for row in decode_rows(reader.manifest, reader.chunk, decoder)], 1))
-print(json.dumps(grid_digests(reader.manifest, reader.chunk, decoder)))
-"""
-
-ENCODE = """
-import hashlib, sys
-from encoder_node import cli
-from encoder_node.encoder import PlaneEncoder
-digest, real = hashlib.sha256(), PlaneEncoder.decide
-def overheard(self, planes, code, cores, measures=True):
-    found = real(self, planes, code, cores, measures)
-    if measures:
-        return found  # only tried
-    for number in range(len(cores)):
-        symbols = found.symbols(number)
-        for part in (symbols.hyper, symbols.root, symbols.latent):
-            digest.update(part.astype("<i4").tobytes())
-    return found
-PlaneEncoder.decide = overheard
-cli.main(["encode", *sys.argv[1:]], standalone_mode=False)
-print(digest.hexdigest())
-"""
-"""`encoder-node encode`, and the hash of the symbols that it has put into the stream."""
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tiles with a nodata corner."""
-    path = tmp_path_factory.mktemp("aarch64") / "scene.npy"
-    np.save(path, scenes.pixels(seed=5, bands=3, height=270, width=100))
-    path.with_name("scene.npy.json").write_text('{"nodata": 0}')
-    return path
 
 
 def check_pixels(here: np.ndarray[Any, Any], found: np.ndarray[Any, Any], record: Any) -> None:
@@ -225,39 +262,25 @@ def check_pixels(here: np.ndarray[Any, Any], found: np.ndarray[Any, Any], record
     assert difference.max() <= PIXELS_DIFFER_MAX
 
 
-def test_a_stream_made_here_decodes_there(rig: Rig, scene: Path, record_property: Any) -> None:
-    stream, pixels = scene.with_name("here.dl"), scene.with_name("there.npy")
-    done = run("encoder_node", "encode", scene, stream)
-    assert done.returncode == 0, done.stderr
-    digests, here = read(stream)
-    assert json.loads(there(rig, "-c", DECODE, stream, pixels)) == digests
-    check_pixels(here, np.load(pixels), record_property)
+def test_a_stream_made_here_decodes_there(answers: dict[str, Any], folder: Path, record_property: Any) -> None:
+    digests, here = read(folder / "here.dl")
+    assert answer(answers, "decode") == digests
+    check_pixels(here, np.load(folder / "there.npy"), record_property)
 
 
-def test_a_stream_made_there_decodes_here(rig: Rig, scene: Path) -> None:
-    stream = scene.with_name("made-there.dl")
-    symbols = there(rig, "-c", ENCODE, scene, stream).split()[-1]
-    (digest,), pixels = read(stream)
+def test_a_stream_made_there_decodes_here(answers: dict[str, Any], folder: Path) -> None:
+    symbols = answer(answers, "encode")
+    (digest,), pixels = read(folder / "there.dl")
     assert digest["sha256"] == symbols
-    original = np.load(scene)
+    original = np.load(folder / "scene.npy")
     assert np.array_equal(pixels == 0, original == 0)
     error = np.sqrt(((pixels.astype(float) - original) ** 2)[original != 0].mean())
     assert error < 200, "what came back is not the scene"
 
 
-EXACT = """
-import sys
-from encoder_node import cli
-cli.main(["encode", *sys.argv[1:], "--max-error", "0"], standalone_mode=False)
-"""
-
-
-def test_an_exact_stream_made_there_gives_every_pixel_back_here(rig: Rig, tmp_path: Path) -> None:
+def test_an_exact_stream_made_there_gives_every_pixel_back_here(answers: dict[str, Any], folder: Path) -> None:
     """Its rules are fitted in floats there; what is coded is integers, so nothing may differ."""
-    path, stream = tmp_path / "small.npy", tmp_path / "exact.dl"
-    np.save(path, scenes.pixels(seed=6, bands=2, height=48, width=40))
-    path.with_name("small.npy.json").write_text('{"nodata": 0}')
-    there(rig, "-c", EXACT, path, stream)
-    (digest,), pixels = read(stream)
-    assert np.array_equal(pixels, np.load(path))
-    assert json.loads(there(rig, "-m", "decoder_node.digest", stream))["grids"] == [digest]
+    answer(answers, "encode exactly")
+    (digest,), pixels = read(folder / "exact.dl")
+    assert np.array_equal(pixels, np.load(folder / "small.npy"))
+    assert answer(answers, "decode exactly") == [digest]

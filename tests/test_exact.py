@@ -87,7 +87,7 @@ def test_constant_scenes_cost_next_to_nothing(value: int, max_error: int):
 @pytest.mark.parametrize(
     "shape",
     [(1, 1, 1), (13, 1, 1), (1, 1, 300), (1, 300, 1), (2, 2, 2), (3, 33, 31), (2, 257, 255), (1, 264, 264),
-     (2, 31, 520), (200, 20, 24), (5, 3, 2)],
+     (2, 31, 520), (30, 20, 24), (5, 3, 2)],
 )  # fmt: skip
 @pytest.mark.parametrize("max_error", [0, 3])
 def test_any_size(shape: tuple[int, int, int], max_error: int):
@@ -246,7 +246,7 @@ def test_nodata_lets_no_error_reach_the_valid_pixels_beside_it():
 def test_real_scenes_in_8_bits_come_back_whole():
     """Photographs that scikit-image brings along."""
     data = pytest.importorskip("skimage.data")
-    photograph = np.ascontiguousarray(data.astronaut().transpose(2, 0, 1)[:, 60:260, 100:310])
+    photograph = np.ascontiguousarray(data.astronaut().transpose(2, 0, 1)[:, 60:160, 140:250])
     bits = [check(photograph, max_error) for max_error in (0, 2, 10)]
     assert bits[0] < 5.2
     assert bits[2] < bits[1] < bits[0]
