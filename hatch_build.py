@@ -8,10 +8,13 @@ its loops for the processor when it runs, so it is not tied to the machine that 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
 import subprocess
 import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +25,44 @@ FLAGS = ("-O3", "-std=c11", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden",
 
 
 def compile_native(root: Path) -> Path:
-    """Build the extension in the tree; OSError or CalledProcessError where that cannot be."""
+    """Build the extension in the tree, unless it is there and newer than what it is made from; OSError or
+    CalledProcessError where that cannot be."""
+    target, native = root / TARGET, root / "downlink" / "native"
+    if _is_up_to_date(target, [*native.iterdir(), Path(__file__)]):
+        return target
     link = shlex.split(sysconfig.get_config_var("LDSHARED") or "cc -shared")
     compiler = shlex.split(os.environ.get("CC", "")) or link[:1]
     include = sysconfig.get_path("include")
     if not (Path(include) / "Python.h").is_file():
         raise FileNotFoundError(f"{include}/Python.h is not there")
-    sources = sorted(str(path) for path in (root / "downlink" / "native").glob("*.c"))
-    target = root / TARGET
     fresh = target.with_suffix(f".{os.getpid()}")
-    command = [*compiler, *link[1:], *FLAGS, f"-I{include}", *sources, "-o", str(fresh)]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        os.replace(fresh, target)  # whoever has the old one open keeps it
-    finally:
-        fresh.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="downlink-native-") as folder:
+
+        def compiled(source: Path) -> str:
+            out = str(Path(folder) / source.with_suffix(".o").name)
+            command = [*compiler, *FLAGS, f"-I{include}", "-c", str(source), "-o", out]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            return out
+
+        try:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                largest_first = sorted(native.glob("*.c"), key=lambda path: -path.stat().st_size)
+                objects = list(pool.map(compiled, largest_first))
+            command = [*compiler, *link[1:], *objects, "-o", str(fresh)]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            os.replace(fresh, target)  # whoever has the old one open keeps it
+        finally:
+            fresh.unlink(missing_ok=True)
     return target
+
+
+def _is_up_to_date(target: Path, sources: list[Path]) -> bool:
+    try:
+        made = target.stat().st_mtime
+        ctypes.CDLL(str(target))  # not another machine's
+    except OSError:
+        return False
+    return all(source.stat().st_mtime < made for source in sources)
 
 
 class NativeHook(BuildHookInterface):  # type: ignore[misc]
