@@ -155,9 +155,9 @@ async def _run(
         undone = [entry for entry in entries if entry.state != "decoded" and entry.reason is not None]
         return len(waiting), len(undone), [f"{entry.name}: {entry.reason}" for entry in undone]
 
-    began = time.monotonic()
     try:
         running = await start_workers(how, ledger, disk, ending)
+        began = time.monotonic()  # a scheduler was connected to: that is not decoding
         await running.start()
         shown = -1
         while True:
@@ -170,7 +170,7 @@ async def _run(
             shown = done
             if not waiting:
                 break
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.1)
         seconds = time.monotonic() - began
         if sys.stderr.isatty():
             click.echo(err=True)

@@ -1,10 +1,14 @@
-"""How decoding grows with Dask workers: `python -m evaluation.scale SCENE.tif --copies 12 --workers 1,2`.
+"""How decoding grows with Dask workers: `python -m evaluation.scale SCENE.tif --copies 24 --workers 1,2`.
 
 Encodes the scene, puts so many copies of its stream into an archive (told apart by their names), starts a scheduler and
 workers of one thread each on this machine, decodes the whole archive once to warm them up and then as often as is asked
 for, and prints the throughput for each number of workers: the work of `downlink reprocess`, ledger, GeoTIFFs and
-catalogue included. Scenes are lossless by default (`--quality` for the model). On a machine that does other things as
-well the figures say little: the load is printed beside them.
+catalogue included. Everything has one thread (OMP, BLAS, GDAL, onnxruntime), or one worker would use two cores.
+
+Beside it the ceiling: processes that share nothing (no scheduler, ledger, catalogue or archive) decode the same at the
+same time. Two vCPUs may share a core, a memory bus and its heat: what these do not reach, nothing on this machine can.
+Rounds of all of them take turns, so that a machine that is busy is so for all; the best of each counts. Scenes are
+lossless by default (`--quality` for the model). The load before each is printed beside the figures.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,7 +37,8 @@ from encoder_node.pipeline import encode_scene
 from encoder_node.source import open_source
 from encoder_node.target import Target
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "GDAL_NUM_THREADS"), "1")
+ENVIRONMENT = os.environ | ONE_THREAD
 WITHIN_S = 60.0
 
 
@@ -114,44 +120,105 @@ def _line(log: Path, text: str) -> str:
     raise click.ClickException(f"{log.name} never said {text!r}: {log.read_text()[-400:]}")
 
 
+def reprocessed(archive: Path, address: str) -> dict[str, Any]:
+    """One decoding of the whole archive on a cluster."""
+    load = os.getloadavg()[0]
+    command = [sys.executable, "-m", "decoder_node", "reprocess", "--archive", str(archive), "--json"]
+    done = subprocess.run(
+        [*command, "--workers", address], capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+    if done.returncode:
+        raise click.ClickException(done.stderr.strip()[-500:])
+    return {**json.loads(done.stdout), "load_before": round(load, 2)}
+
+
+class Alone:
+    """A process that decodes a copy of the archive, over and over, with nobody else: `python -m evaluation.scale_alone`
+    waits for a line, decodes everything, and says how many seconds that took."""
+
+    def __init__(self, archive: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "evaluation.scale_alone", str(archive)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT, text=True,
+        )  # fmt: skip
+
+    def begin(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+
+    def seconds(self) -> float:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise click.ClickException("a process of the ceiling has ended by itself")
+        return float(line)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def side_by_side(processes: list[Alone]) -> float:
+    """Seconds until all of them have decoded everything."""
+    began = time.monotonic()
+    for one in processes:
+        one.begin()
+    for one in processes:
+        one.seconds()
+    return time.monotonic() - began
+
+
 @click.command()
 @click.argument("scene", type=click.Path(path_type=Path, exists=True))
-@click.option("--copies", default=12, show_default=True, type=click.IntRange(2))
+@click.option("--copies", default=24, show_default=True, type=click.IntRange(2))
 @click.option("--workers", default="1,2", show_default=True, help="Numbers of workers to compare.")
-@click.option("--times", default=2, show_default=True, type=click.IntRange(1), help="Runs for each; the best counts.")
+@click.option("--times", default=3, show_default=True, type=click.IntRange(1), help="Rounds; the best of each counts.")
 @click.option("--quality", type=float, help="Encode with the model at this quality. Default: lossless, without one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(scene: Path, copies: int, workers: str, times: int, quality: float | None, as_json: bool) -> None:
-    """Compare the throughput of decoding SCENE for several numbers of Dask workers."""
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="scale-") as name:
-        archive = Path(name) / "archive"
+    """Compare the throughput of decoding SCENE for several numbers of Dask workers, and with what the machine can."""
+    counts = [int(word) for word in workers.split(",")]
+    with tempfile.TemporaryDirectory(prefix="scale-") as name, contextlib.ExitStack() as ending:
+        folder = Path(name)
+        archive = folder / "archive"
         archive.mkdir()
-        fill(archive, scene, copies, quality)
-        for count in map(int, workers.split(",")):
-            with cluster(Path(name), count) as address:
-                command = [sys.executable, "-m", "decoder_node", "reprocess", "--archive", str(archive), "--json"]
-                runs = []
-                for run in range(times + 1):  # the first one warms up
-                    load = os.getloadavg()[0]
-                    done = subprocess.run(
-                        [*command, "--workers", address], capture_output=True, text=True, env=ENVIRONMENT, check=False
-                    )
-                    if done.returncode:
-                        raise click.ClickException(done.stderr.strip()[-500:])
-                    if run:
-                        runs.append({**json.loads(done.stdout), "load_before": round(load, 2)})
-            best = max(runs, key=lambda one: one["msamples_per_s"])
-            rows.append({"workers": count, **{key: best[key] for key in ("scenes", "seconds", "scenes_per_s")},
-                         "msamples_per_s": best["msamples_per_s"], "load_before": best["load_before"]})  # fmt: skip
+        samples = fill(archive, scene, copies, quality)
+        addresses = {}
+        for count in counts:
+            (folder / str(count)).mkdir()
+            addresses[count] = ending.enter_context(cluster(folder / str(count), count))
+        alone = []
+        for number in range(max(counts)):
+            shutil.copytree(archive / "streams", folder / f"alone{number}" / "streams")
+            alone.append(Alone(folder / f"alone{number}"))
+            ending.callback(alone[-1].close)
+        runs: dict[int, list[dict[str, Any]]] = {count: [] for count in counts}
+        apart: dict[int, list[float]] = {count: [] for count in counts}
+        for number in range(times + 1):  # the first one warms up
+            for count in counts:
+                run, seconds = reprocessed(archive, addresses[count]), side_by_side(alone[:count])
+                if number:
+                    runs[count].append(run)
+                    apart[count].append(seconds)
+    rows = []
+    for count in counts:
+        best = max(runs[count], key=lambda run: run["msamples_per_s"])
+        kept = ("scenes", "seconds", "scenes_per_s", "msamples_per_s", "load_before")
+        rows.append({"workers": count, **{key: best[key] for key in kept}})
+        rows[-1]["apart_msamples_per_s"] = round(count * samples / 1e6 / min(apart[count]), 3)
     for row in rows:
         row["times"] = round(row["msamples_per_s"] / rows[0]["msamples_per_s"], 2)
+        row["apart_times"] = round(row["apart_msamples_per_s"] / rows[0]["apart_msamples_per_s"], 2)
     if as_json:
         print(json.dumps({"scene": scene.name, "copies": copies, "cores": os.cpu_count(), "rows": rows}))
         return
     for row in rows:
-        what = f"{row['msamples_per_s']:.2f} Msamples/s, {row['times']:.2f} x (load before: {row['load_before']})"
+        what = f"{row['msamples_per_s']:.2f} Msamples/s, {row['times']:.2f}x (load before: {row['load_before']})"
         print(f"{row['workers']} workers: {row['scenes']} scenes in {row['seconds']:.1f} s, {what}")
+    for row in rows:
+        rate = f"{row['apart_msamples_per_s']:.2f} Msamples/s, {row['apart_times']:.2f}x"
+        print(f"{row['workers']} processes that share nothing: {rate}")
 
 
 if __name__ == "__main__":
