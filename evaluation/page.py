@@ -109,7 +109,8 @@ def main(scenes: int, times: int, limit_ms: float, as_json: bool) -> None:
     """Time the page over an archive of so many scenes."""
     from fastapi.testclient import TestClient
 
-    from decoder_node.page.app import Settings, make_app
+    from decoder_node.page.app import make_app
+    from decoder_node.page.station import Settings
 
     with tempfile.TemporaryDirectory(prefix="page-") as name:
         archive = Path(name)

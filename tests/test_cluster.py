@@ -29,7 +29,8 @@ from decoder_node.cli import main
 from decoder_node.cube import open_scene
 from decoder_node.decoding import archive_scene
 from decoder_node.ledger import Ledger
-from decoder_node.page.app import Settings, make_app
+from decoder_node.page.app import make_app
+from decoder_node.page.station import Settings
 from decoder_node.serving import alone
 from decoder_node.store import Store, StoreError, store_task
 from tests import nodes, scenes

@@ -26,10 +26,11 @@ from decoder_node.inbox import Inbox
 from decoder_node.ledger import Ledger
 from decoder_node.nodes import Nodes
 from decoder_node.page import words
-from decoder_node.page.app import POLICY, Settings, make_app
+from decoder_node.page.app import POLICY, make_app
 from decoder_node.page.operator import NotAllowed, Operators, read_token
 from decoder_node.page.process import PageError, PageOptions, check
 from decoder_node.page.shelf import Search, SearchError, Shelf, box_of
+from decoder_node.page.station import Settings
 from decoder_node.serving import place_all
 from downlink.action import Arrival
 from downlink.frame import Report

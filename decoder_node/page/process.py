@@ -64,8 +64,9 @@ def run(options: PageOptions) -> None:
     """Serve until SIGTERM or SIGINT."""
     import uvicorn
 
-    from decoder_node.page.app import Settings, make_app
+    from decoder_node.page.app import make_app
     from decoder_node.page.operator import read_token
+    from decoder_node.page.station import Settings
 
     check(options)
     host, _, port = options.listen.rpartition(":")
@@ -90,7 +91,7 @@ def run(options: PageOptions) -> None:
         )  # fmt: skip
         server = uvicorn.Server(config)
         # Listeners wait for ever, and uvicorn for them: it is told first.
-        asyncio.run(_serve(server, bound, app.state.page.events))
+        asyncio.run(_serve(server, bound, app.state.events))
 
 
 async def _serve(server: object, bound: socket.socket, events: object) -> None:
