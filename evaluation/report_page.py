@@ -46,11 +46,21 @@ def render(found: dict[str, Any]) -> str:
         peaks=sorted({row["peak"] for row in found["rows"] + found["bounds"]["rows"]}),
         failures=found["failures"] + found["bounds"]["failures"],
         headline=_headline(found),
+        stored_bits=_stored_bits(found),
     )
+
+
+BITS_OF: Final = {"uint8": 8, "uint16": 16, "int16": 16}
 
 
 def _number(value: float | None, digits: int = 2, absent: str = "–") -> str:
     return absent if value is None else f"{value:,.{digits}f}"
+
+
+def _stored_bits(found: dict[str, Any]) -> int | None:
+    """Bits that a sample takes as it is stored, which compression ratios are against; None where scenes differ."""
+    found_bits = {BITS_OF[grid["dtype"]] for one in found["scenes"].values() for grid in one["grids"]}
+    return found_bits.pop() if len(found_bits) == 1 else None
 
 
 def _figures(found: dict[str, Any]) -> dict[str, Any]:
@@ -164,8 +174,9 @@ def _headline(found: dict[str, Any]) -> list[str]:
         count = summary["scenes_at"]["45"]
         where = f"the {count} scenes that all reach it" if count > 1 else "the scene"
         said.append(
-            f"At 45 dB {reference} needs {own:.3f} bits per sample, {best}, the best of the others, "
-            f"{others[best]:.3f}: {_change(own, others[best])} (means over {where})."
+            f"At 45 dB {reference} needs {own:.3f} bits per sample{_ratio(own, found)}, {best}, the best of the "
+            f"others, {others[best]:.3f}{_ratio(others[best], found)}: {_change(own, others[best])} (means over "
+            f"{where})."
         )
     for bound, one in found["bounds"]["summary"]["bounds"].items():
         codecs = {codec: figures["bits_per_sample"] for codec, figures in one["codecs"].items()}
@@ -174,8 +185,9 @@ def _headline(found: dict[str, Any]) -> list[str]:
             best = min(rest, key=lambda codec: codecs[codec])
             kind = "Lossless" if bound == "0" else f"With no sample off by more than {bound}"
             said.append(
-                f"{kind}, {ours} needs {codecs[ours]:.2f} bits per sample, {best}, the best of the others, "
-                f"{codecs[best]:.2f}: {_change(codecs[ours], codecs[best])}."
+                f"{kind}, {ours} needs {codecs[ours]:.2f} bits per sample{_ratio(codecs[ours], found)}, {best}, the "
+                f"best of the others, {codecs[best]:.2f}{_ratio(codecs[best], found)}: "
+                f"{_change(codecs[ours], codecs[best])}."
             )
     speed = (found["speed"] or {}).get("1")
     if speed and reference in speed["codecs"] and "j2k" in speed["codecs"]:
@@ -183,6 +195,11 @@ def _headline(found: dict[str, Any]) -> list[str]:
         parts = [f"{half}s {_times(against[f'{half}_ratio'])}" for half in ("encode", "decode")]
         said.append(f"On one thread, at equal PSNR, {reference} {' and '.join(parts)} the speed of OpenJPEG.")
     return said
+
+
+def _ratio(bits: float, found: dict[str, Any]) -> str:
+    stored = _stored_bits(found)
+    return "" if stored is None or not bits else f" ({stored / bits:.3g} : 1)"
 
 
 def _times(ratio: dict[str, float]) -> str:

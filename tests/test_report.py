@@ -108,7 +108,8 @@ def test_the_pages_figures_are_the_jsons(made: tuple[Path, list[object]]) -> Non
     assert found["failures"] == found["bounds"]["failures"] == []
     for level, codecs in found["summary"]["bits_per_sample_at"].items():
         for bits in codecs.values():
-            assert bits is None or f"<td>{bits:,.4f}</td>" in text, level
+            assert bits is None or f"<td>{bits:,.4f}\n" in text, level
+            assert bits is None or f">{16 / bits:,.1f} : 1<" in text, "the ratio is against 16 bits a sample"
     for delta in found["summary"]["bd_rate"].values():
         assert f"<td>{delta['percent']:+.1f}</td>" in text
     for one in found["bounds"]["summary"]["bounds"].values():
