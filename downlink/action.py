@@ -83,6 +83,7 @@ class Outgoing:
     layer: int = 0  # that the ground is known to lack, as a first guess
     layers: int | None = None  # send so many, at least 1; None: all
     first: tuple[Range, ...] = ()  # chunks to send before others, whatever their layer
+    ahead: tuple[Range, ...] = ()  # chunks of tiles that stand out, in this order: see `downlink.layer.turns`
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The chunks of a region: what to ask for when only a part of a scene is wanted finer.
+"""The chunks of a region: what to ask for when only a part of a scene is wanted finer, or is to go first.
 
 Chunks are per tile and group of latents (docs/format.md), so a region becomes runs of chunk indexes: for each lattice
 and each group the tiles that the region touches, row by row of tiles. The chunk list, side information and masks are
@@ -7,6 +7,9 @@ lie outside of the scene.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
 
 import numpy as np
 
@@ -41,6 +44,35 @@ def region_chunks(manifest: Manifest, window: Window, grid: int = 0, layers: int
                 last = layout.index(_key(number, tiles.number(tile_row, across[-1]), group))
                 wanted[first : last + coding.blocks] = True
     return cover(wanted, FRAME_RANGES_MAX)
+
+
+AHEAD_RANGES_MAX: Final = FRAME_RANGES_MAX // 2
+"""So few that what is missing meanwhile can be said in one frame, exactly: then nothing is sent twice after a cut."""
+
+
+def tile_chunks(manifest: Manifest, tiles: Iterable[int]) -> tuple[Range, ...]:
+    """The latent chunks of these tiles of the first lattice, and of those of the other lattices that they touch: layer
+    by layer, and in each in the order of the tiles. Of more than `AHEAD_RANGES_MAX` ranges, the last tiles are left
+    out."""
+    layout, lattices = manifest.layout(), manifest.lattices()
+    most = max(coding.groups for coding in manifest.codings)
+    layers: list[dict[Range, None]] = [{} for _ in range(most)]
+    for tile in tiles:
+        row, col, height, width = layout.tiles(0).tile(tile).window
+        new: list[tuple[int, Range]] = []
+        for number, (lattice, coding) in enumerate(zip(lattices, manifest.codings, strict=True)):
+            own = layout.tiles(number)
+            for down in _tiles(row, height, lattices[0].height, lattice.height, own.core):
+                for across in _tiles(col, width, lattices[0].width, lattice.width, own.core):
+                    for group in range(coding.groups):
+                        first = layout.index(_key(number, own.number(down, across), group))
+                        if (found := Range(first, coding.blocks)) not in layers[group]:
+                            new.append((group, found))
+        if sum(map(len, layers)) + len(new) > AHEAD_RANGES_MAX:
+            break
+        for group, found in new:
+            layers[group][found] = None
+    return tuple(found for layer in layers for found in layer)
 
 
 def _tiles(first: int, length: int, whole: int, size: int, core: int) -> range:

@@ -30,9 +30,9 @@ from downlink.frame import (
     State,
     Welcome,
 )
-from downlink.layer import layer_ends, layer_of
+from downlink.layer import layer_ends, layer_of, turns
 from downlink.manifest import Manifest
-from downlink.ranges import Range, bitmap, holder, holds, runs_of
+from downlink.ranges import Range, bitmap, holder, runs_of
 from downlink.window import Mark, Window
 
 FLYING_CHUNKS_MAX: Final = 16_384  # chunks not yet acknowledged, however small they are
@@ -47,8 +47,8 @@ _Bits = NDArray[np.bool_]
 class _Scene:
     outgoing: Outgoing
     payload_sha256: bytes
-    pages: int
     ends: tuple[int, ...]  # of its layers
+    turns: tuple[NDArray[np.int32], tuple[int, int]] | None  # None: in their order
     placed: bool = True  # does it hold one of the places on the stream?
     heard: bool = False  # has the ground answered the offer?
     answered: bool = False  # is it known what is missing? It may be from the start
@@ -58,10 +58,16 @@ class _Scene:
 
     @property
     def layer(self) -> int:
-        """The one that the next chunk belongs to: 0 for chunks that the ground asks for first of all."""
+        """The one that the next chunk goes with: 0 for chunks that the ground asks for first of all, 1 for tiles that
+        stand out."""
         if not self.todo:
             return len(self.ends) if self.answered else self.outgoing.layer
-        return 0 if holds(self.outgoing.first, self.todo[-1]) else layer_of(self.ends, self.todo[-1])
+        index = self.todo[-1]
+        if self.turns is not None:
+            turn, (second, own) = self.turns
+            if turn[index] < own:
+                return int(turn[index] >= second)
+        return layer_of(self.ends, index)
 
     @property
     def rank(self) -> Rank:
@@ -73,11 +79,11 @@ class _Scene:
         return self.answered and not self.todo
 
     def plan(self, wanted: Iterable[int]) -> None:
-        """These are to be sent: the chunk list before all others, then what is asked for first, then in their order."""
+        """These are to be sent: in their order, or in their turns."""
         self.todo = sorted(wanted, reverse=True)
-        if self.outgoing.first:
-            first = holder(self.outgoing.first)
-            self.todo.sort(key=lambda index: index < self.pages or first(index))  # stable: the order within stays
+        if self.turns is not None:
+            turn = self.turns[0]
+            self.todo.sort(key=lambda index: -int(turn[index]))  # stable: the order within stays
 
 
 class EdgeSession:
@@ -138,7 +144,8 @@ class EdgeSession:
         if not self._free:
             actions += self._pause(self._last())
         manifest = Manifest.unpack(outgoing.manifest)
-        scene = _Scene(outgoing, manifest.payload_sha256, len(manifest.pages), layer_ends(manifest))
+        in_turns = turns(manifest, outgoing.first, outgoing.ahead) if outgoing.first or outgoing.ahead else None
+        scene = _Scene(outgoing, manifest.payload_sha256, layer_ends(manifest), in_turns)
         self._scenes[outgoing.scene_id] = scene
         if outgoing.lacks_from is not None and self._far:  # to ask would cost a round trip
             missing = outgoing.lengths > 0
@@ -296,12 +303,18 @@ class EdgeSession:
         scene.placed = False
         actions: list[EdgeAction] = [Send(Pause(scene.outgoing.scene_id))]
         if scene.todo:
-            # In their order, as they are sent, nothing is left out: what is missing is all from the next one on.
-            lacks_from = None if scene.outgoing.first else scene.todo[-1]
-            actions.append(Paused(scene.outgoing, scene.layer, lacks_from))
+            actions.append(Paused(scene.outgoing, scene.layer, self._lacks_from(scene)))
         if not scene.flying and not scene.sent:
             self._forget(scene)
         return actions
+
+    def _lacks_from(self, scene: _Scene) -> int | None:
+        """The chunk from which on all is still to be sent, if nothing after it was; else None."""
+        if scene.turns is None:  # in their order, as they are sent, nothing is left out
+            return scene.todo[-1]
+        start = min(scene.todo)
+        after = self._sendable(scene)[start:] & (scene.outgoing.lengths[start:] > 0)
+        return start if np.count_nonzero(after) == len(scene.todo) else None
 
     def _fits(self, scene: _Scene) -> bool:
         return self._unacked + int(scene.outgoing.lengths[scene.todo[-1]]) <= self.window.limit

@@ -81,7 +81,8 @@ def encode(scene: Path, out: Path, model: str | None, threads: int, as_json: boo
 @target_options
 @click.option(
     "--priority", default="0", show_default=True, metavar="N|anomaly", callback=priority_of,
-    help="The larger, the sooner (-1000 to 1000). anomaly: the more a tile stands out; and an alert goes ahead.",
+    help="The larger, the sooner (-1000 to 1000). anomaly: the more a tile stands out, the sooner; such tiles go before"
+    " the scene's others, and an alert before all.",
 )  # fmt: skip
 @_skip_clouds
 @layers_option
@@ -116,7 +117,7 @@ def submit(
     encoder-node submit *.tif --outbox /var/lib/encoder-node --priority anomaly
     encoder-node submit scene.dl --outbox /var/lib/encoder-node
     """
-    from encoder_node.anomaly import prioritise
+    from encoder_node.anomaly import Urgency, urgency_of
     from encoder_node.outbox import Outbox
 
     failures = []
@@ -129,12 +130,17 @@ def submit(
             try:
                 box.check_room()  # before the work
                 if scene.suffix == ".dl":
-                    entry, facts = _submit_stream(box, scene, priority or 0, again, layers)
+                    entry, facts = _submit_stream(box, scene, priority, again, layers)
                 else:
                     with _encoded(scene, bundle, target, threads, outbox) as encoded:
-                        urgency = prioritise(encoded) if priority is None else priority
-                        packed, chunks = encoded.manifest_bytes, encoded.chunks()
-                        entry = box.submit(packed, chunks, priority=urgency, again=again, layers=layers)
+                        urgency = Urgency(priority or 0)
+                        if priority is None:
+                            urgency = urgency_of(encoded.manifest, encoded.lengths)
+                            encoded.annotate({} if urgency.alert is None else {"alert": urgency.alert})
+                        entry = box.submit(
+                            encoded.manifest_bytes, encoded.chunks(), priority=urgency.priority, again=again,
+                            layers=layers, ahead=urgency.ahead,
+                        )  # fmt: skip
                         facts = _facts(encoded, began)
             except (DownlinkError, OSError) as error:
                 if len(scenes) == 1:
@@ -217,15 +223,19 @@ def _progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _submit_stream(
-    box: Outbox, path: Path, priority: int, again: bool, layers: int | None
+    box: Outbox, path: Path, priority: int | None, again: bool, layers: int | None
 ) -> tuple[Entry, dict[str, Any]]:
     """Queue a stream file as it is."""
     from downlink.stream import StreamReader
+    from encoder_node.anomaly import Urgency, urgency_of
 
     with path.open("rb") as file:
         reader = StreamReader(file)
-        chunks = reader.chunks()
-        entry = box.submit(reader.manifest_bytes, chunks, priority=priority, again=again, layers=layers)
+        urgency = urgency_of(reader.manifest, reader.lengths) if priority is None else Urgency(priority)
+        entry = box.submit(
+            reader.manifest_bytes, reader.chunks(), priority=urgency.priority, again=again, layers=layers,
+            ahead=urgency.ahead,
+        )  # fmt: skip
         return entry, {"raw_bytes": reader.manifest.scene.raw_bytes}
 
 

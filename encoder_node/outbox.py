@@ -28,10 +28,11 @@ import numpy as np
 from downlink.action import Outgoing
 from downlink.frame import Answer, Ask, Chunk, Refusal
 from downlink.manifest import Manifest, scene_id
+from downlink.ranges import Range
 from downlink.request import SetTarget
 from encoder_node import outbox_asked, outbox_chunks, room
 from encoder_node.durable import make_folder
-from encoder_node.outbox_entry import Entry, due, entries
+from encoder_node.outbox_entry import Entry, due, entries, pack_ranges
 from encoder_node.outbox_file import (
     FILE,
     OutboxError,
@@ -102,15 +103,17 @@ class Outbox:
         priority: int = 0,
         again: bool = False,
         layers: int | None = None,
+        ahead: Sequence[Range] = (),
     ) -> Entry:
         """Keep a scene: its packed manifest and all its chunks, pages first. Durable when this returns. With `layers`,
-        only so many are sent; the others wait to be asked for.
+        only so many are sent; the others wait to be asked for. Chunks in `ahead` go before others, in that order
+        (`downlink.layer.turns`).
 
         A scene that is here already stays as it is, but for its priority and its layers, which are raised to those
-        given if these are higher. With three exceptions: one that the ground refused is queued again, one whose chunks
-        are damaged gets them anew, and so does a delivered or dropped one if it is to go `again`: the ground may have
-        lost it since, and answers at once if it has not. Raises `OutboxFull` when there is no room; nothing that is to
-        be sent is dropped for it.
+        given if these are higher, and for `ahead`, if it is given. With three exceptions: one that the ground refused
+        is queued again, one whose chunks are damaged gets them anew, and so does a delivered or dropped one if it is to
+        go `again`: the ground may have lost it since, and answers at once if it has not. Raises `OutboxFull` when there
+        is no room; nothing that is to be sent is dropped for it.
         """
         manifest = Manifest.unpack(packed)
         name = scene_id(packed)
@@ -125,6 +128,9 @@ class Outbox:
                     query = "UPDATE scenes SET priority = max(priority, ?) WHERE number = ?"
                     self._db.execute(query, (priority, row[0]))
                     self._raise_layers(name, layers)
+                    if ahead:
+                        query = "UPDATE scenes SET ahead = ? WHERE number = ?"
+                        self._db.execute(query, (pack_ranges(ahead), row[0]))
                 return self.entry(name)
             if row is not None:
                 if row[1] == "damaged":
@@ -132,15 +138,16 @@ class Outbox:
                 outbox_chunks.delete(self._db, row[0])
                 self._db.execute("DELETE FROM scenes WHERE number = ?", (row[0],))
             self._make_room(size)
+            facts = (priority, packed, size, time.time(), row is not None, layers, pack_ranges(ahead))
             number = self._db.execute(
                 "INSERT INTO scenes (scene_id, name, priority, state, manifest, lengths, chunks, bytes, submitted_at,"
-                " offered, layers) VALUES (?, ?, ?, 'queued', ?, x'', 0, ?, ?, ?, ?)",
-                (name, manifest.scene.name, priority, packed, size, time.time(), row is not None, layers),
+                " offered, layers, ahead) VALUES (?, ?, ?, 'queued', ?, x'', 0, ?, ?, ?, ?, ?)",
+                (name, manifest.scene.name, *facts),
             ).lastrowid
             assert number is not None
             lengths = outbox_chunks.insert(self._db, number, manifest, chunks)
-            facts = (lengths.tobytes(), int(np.count_nonzero(lengths)), number)
-            self._db.execute("UPDATE scenes SET lengths = ?, chunks = ? WHERE number = ?", facts)
+            counted = (lengths.tobytes(), int(np.count_nonzero(lengths)), number)
+            self._db.execute("UPDATE scenes SET lengths = ?, chunks = ? WHERE number = ?", counted)
             return self.entry(name)
 
     def check_room(self, size: int = 1) -> None:

@@ -47,7 +47,7 @@ def due(db: sqlite3.Connection, most: int, without: frozenset[str], fresh: set[s
     marks = ",".join("?" * len(without))
     query = (
         "SELECT scene_id, manifest, lengths, priority, number, offered, coalesce(layer, 0), layers, first,"
-        " lacks_from FROM scenes LEFT JOIN temp.progress USING (number)"
+        " lacks_from, ahead FROM scenes LEFT JOIN temp.progress USING (number)"
         f" WHERE state = 'queued' AND (not_before <= ? OR not_before > ?) AND scene_id NOT IN ({marks})"
         " ORDER BY priority DESC, coalesce(layer, 0), number LIMIT ?"
     )
@@ -55,14 +55,14 @@ def due(db: sqlite3.Connection, most: int, without: frozenset[str], fresh: set[s
         Outgoing(
             row[0], row[1], np.frombuffer(row[2], "<u4"), row[3], row[4],
             lacks_from=0 if not row[5] or row[0] in fresh else row[9], layer=row[6], layers=row[7],
-            first=unpack_ranges(row[8]),
+            first=unpack_ranges(row[8]), ahead=unpack_ranges(row[10]),
         )
         for row in db.execute(query, (now, now + RETRY_S_MAX, *without, most)).fetchall()
     ]  # fmt: skip
 
 
 def pack_ranges(ranges: Sequence[Range]) -> bytes:
-    """As the column `first` holds them."""
+    """As the columns `first` and `ahead` hold them."""
     return np.array([(item.first, item.count) for item in ranges], "<u4").tobytes()
 
 

@@ -16,7 +16,7 @@ from downlink import limits
 from downlink.errors import DownlinkError
 
 FILE: Final = "outbox.sqlite"
-VERSION: Final = 3  # 1 sent all layers of every scene, 2 heard no requests
+VERSION: Final = 4  # 1 sent all layers of every scene, 2 heard no requests, 3 all tiles in their order
 BUSY_S: Final = 60.0  # another process may be committing a large scene
 
 # A chunk's id is its scene's number * CHUNKS_MAX + its index: one B-tree in the order in which chunks are sent.
@@ -50,8 +50,10 @@ CREATE TABLE answered (
 );
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+_AHEAD: Final = "ALTER TABLE scenes ADD COLUMN ahead BLOB NOT NULL DEFAULT x''"
 SCHEMA: Final = f"""
 {_SCENES}
+{_AHEAD};
 CREATE TABLE chunks (id INTEGER PRIMARY KEY, crc32c INTEGER NOT NULL, content BLOB NOT NULL);
 CREATE TABLE watched (path TEXT PRIMARY KEY, signature TEXT NOT NULL, scene_id TEXT, reason TEXT);
 {_ANSWERED}
@@ -76,6 +78,7 @@ DROP TABLE answered;
 DROP TABLE settings;
 {_ANSWERED}
 """,
+    3: _AHEAD,
 }
 
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 import msgspec
+import numpy as np
 
 from downlink.chunk import ChunkKey, ChunkList, GridCoding, Layout
 from downlink.lattice import Resolution, coded_scene
@@ -70,6 +71,8 @@ class EncodedScene:
         self._layout = Layout(coded_scene(scene, resolutions), codings)
         listed = ChunkList.of(self._listed())
         self._pages = listed.pages()
+        self.lengths = np.append([len(page) for page in self._pages], listed.lengths).astype(np.int64)
+        """Bytes of every chunk, by index."""
         self.manifest = Manifest.of(
             scene=scene,
             bundle=bundle,

@@ -300,7 +300,8 @@ def test_an_outbox_of_the_first_version_is_brought_up_to_date(box: Outbox) -> No
     db = box._db
     for statement in (
         "DROP INDEX by_urgency", "ALTER TABLE scenes DROP COLUMN offered", "ALTER TABLE scenes DROP COLUMN layers",
-        "ALTER TABLE scenes DROP COLUMN first", "DROP TABLE answered", "DROP TABLE settings",
+        "ALTER TABLE scenes DROP COLUMN first", "ALTER TABLE scenes DROP COLUMN ahead",
+        "DROP TABLE answered", "DROP TABLE settings",
         "CREATE INDEX by_urgency ON scenes (state, priority DESC, number)", "PRAGMA user_version = 1",
     ):  # fmt: skip
         db.execute(statement)
@@ -389,7 +390,7 @@ def test_kept_scenes_make_room_the_oldest_first_and_queued_ones_never(tmp_path: 
 def test_an_outbox_of_a_later_program_is_refused(box: Outbox) -> None:
     box._db.execute("PRAGMA user_version = 9")
     box.close()
-    with pytest.raises(OutboxError, match="version 9, this program knows 3"):
+    with pytest.raises(OutboxError, match="version 9, this program knows 4"):
         Outbox(box.folder)
 
 

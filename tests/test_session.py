@@ -31,6 +31,7 @@ from downlink.action import (
     Status,
 )  # fmt: skip
 from downlink.checksum import crc32c
+from downlink.chunk import Kind
 from downlink.errors import Corrupt
 from downlink.frame import (
     GROUP_CHUNKS,
@@ -56,6 +57,7 @@ from downlink.incoming import Incoming
 from downlink.layer import layer_ends
 from downlink.manifest import Manifest
 from downlink.ranges import Range, bitmap, cover, runs, runs_of
+from downlink.region import tile_chunks
 from downlink.session import EdgeSession, GroundSession, refused
 from downlink.window import Window
 from tests.streams import Stream, stream
@@ -111,6 +113,7 @@ class World:
         self.store = Store()
         self.now = 0.0
         self.refusals: dict[str, Refusal] = {}
+        self.ahead: dict[str, tuple[Range, ...]] = {}
         self.sent_chunks = self.sent_bytes = 0
         self.connect()
 
@@ -173,7 +176,8 @@ class World:
         """The edge offers a scene or sends a frame of chunks, if it may."""
         for number, (scene_id, made) in enumerate(self.outbox.items()):
             if scene_id not in self.edge.known and self.edge.wants((0, 0, number)):
-                self.do_edge(self.edge.offer(made.outgoing(order=number), self.now))
+                outgoing = replace(made.outgoing(order=number), ahead=self.ahead.get(scene_id, ()))
+                self.do_edge(self.edge.offer(outgoing, self.now))
                 return True
         transmit = self.edge.take(100, self.now)
         assert self.edge.unacked <= max(self.window, max(made.lengths.max() for made in self.streams))
@@ -233,6 +237,11 @@ def damaged(frame: EdgeFrame, source: random.Random) -> EdgeFrame:
     return replace(frame, chunks=tuple(bad if part is chunk else part for part in frame.chunks))
 
 
+def standing_out(made: Stream) -> tuple[Range, ...]:
+    """Chunks of two of its nine tiles."""
+    return tile_chunks(Manifest.unpack(made.packed), (7, 4))
+
+
 FAULTS = ("talk", "hear", "hear", "tick", "lose", "repeat", "swap", "damage", "cut")
 
 
@@ -241,6 +250,7 @@ FAULTS = ("talk", "hear", "hear", "tick", "lose", "repeat", "swap", "damage", "c
 def test_whatever_the_network_does_everything_arrives(steps: list[str], source: random.Random, window: int) -> None:
     streams = [stream(seed) for seed in range(3)]
     world = World(streams, window)
+    world.ahead[streams[1].id] = standing_out(streams[1])
     for step in steps:
         if not world.open:
             world.connect()
@@ -267,10 +277,12 @@ def test_whatever_the_network_does_everything_arrives(steps: list[str], source: 
     world.check_arrived(streams)
 
 
+@pytest.mark.parametrize("stands_out", [False, True])
 @pytest.mark.parametrize("after", range(0, 30, 3))
-def test_a_cut_costs_at_most_one_window(after: int) -> None:
+def test_a_cut_costs_at_most_one_window(after: int, stands_out: bool) -> None:
     made = stream()
     world = World([made], window=200)
+    world.ahead[made.id] = standing_out(made) if stands_out else ()
     sent = 0
     while sent < after and world.outbox:
         sent += world.talk()
@@ -698,6 +710,48 @@ def test_only_the_layers_that_are_wanted_are_sent_and_what_is_asked_for_goes_fir
     assert sent == [0, fine[2], *coarse[1:]]  # the chunk list before all
     assert actions == [Send(Pause(made.id)), Kept(made.id)]
     assert edge.known == frozenset()
+
+
+def test_tiles_that_stand_out_are_whole_before_anyones_second_layer() -> None:
+    """In the first layer they go before the others; then comes everybody's first layer; then the rest of them."""
+    edge = EdgeSession("edge")
+    edge.receive(Welcome(REVISION, "ground"), 0.0)
+    made, plain = stream(0), stream(1)
+    offered(edge, replace(made.outgoing(), ahead=standing_out(made)))
+    offered(edge, plain.outgoing(0, 1))
+    order: list[tuple[str, int]] = []
+    while transmit := edge.take(1, 0.0):
+        order += [(transmit.scene_id, index) for index in transmit.indexes]
+        edge.receive(Ack(transmit.scene_id, runs_of(transmit.indexes)), 0.0)
+    layout = Manifest.unpack(made.packed).layout()
+    tiles = [[index for index in layout.latents_of(0, tile) if index in made.sent] for tile in (7, 4)]
+    coarse, fine = ([one for tile in tiles for one in tile if one in layer] for layer in layered(made))
+    assert coarse
+    assert fine
+    base = [index for index in layered(made)[0] if layout.key(index).kind is not Kind.LATENT]
+    rest = [[index for index in layer if index not in {*base, *coarse, *fine}] for layer in layered(made)]
+    mine = [base + coarse + rest[0], fine + rest[1]]
+    turns = [(made, mine[0]), (plain, layered(plain)[0]), (made, mine[1]), (plain, layered(plain)[1])]
+    assert order == [(one.id, index) for one, indexes in turns for index in indexes]
+
+
+@pytest.mark.parametrize("after", range(1, 20))
+def test_a_pause_amid_tiles_that_stand_out_says_only_what_is_true_of_what_is_lacking(after: int) -> None:
+    made = stream()
+    edge = EdgeSession("edge")
+    edge.receive(Welcome(REVISION, "ground", open_scenes_max=1), 0.0)
+    offered(edge, replace(made.outgoing(), ahead=standing_out(made)))
+    sent: set[int] = set()
+    for _ in range(after):
+        transmit = edge.take(1, 0.0)
+        assert transmit is not None
+        sent.update(transmit.indexes)
+    [paused] = [one for one in edge.offer(stream(1).outgoing(5), 0.0) if isinstance(one, Paused)]
+    lacking = made.sent - sent
+    if paused.lacks_from is None:
+        assert {index for index in made.sent if index >= min(lacking)} != lacking
+    else:
+        assert {index for index in made.sent if index >= paused.lacks_from} == lacking
 
 
 def test_a_scene_of_which_the_ground_lacks_only_what_is_not_wanted_is_kept() -> None:

@@ -11,6 +11,8 @@ from google.protobuf.message import DecodeError
 from downlink.errors import LinkError
 from downlink.frame import Answer, Ask
 from downlink.framing import edge_message, ground_frame
+from downlink.manifest import Manifest
+from downlink.region import tile_chunks
 from downlink.session import EdgeSession
 from downlink.window import Window
 from downlink.wire import link_pb2 as pb
@@ -94,7 +96,8 @@ class EdgeMachine:
             self.time.after(3.0, lambda: self.submit(made, priority, layers))
             return
         try:
-            self._outbox.submit(made.packed, made.chunks, priority=priority, layers=layers)
+            ahead = tile_chunks(Manifest.unpack(made.packed), (7, 4)) if priority else ()  # its tiles that stand out
+            self._outbox.submit(made.packed, made.chunks, priority=priority, layers=layers, ahead=ahead)
         except Stop:
             self.stop(power_cut=self.source.random() < 0.5)
         except OutboxError:

@@ -53,7 +53,7 @@ class Judge:
                 self.durable.add(scene_id)
                 self._check_durable(scene_id)
             case SceneState(scene_id, State.RECEIVING, missing):
-                if scene_id in self.durable:
+                if scene_id in self.durable and missing:  # none: another stream has finished it
                     raise Broken(f"{scene_id[:8]} was durable and is received again: its tombstone is forgotten")
                 made = self.scenes[scene_id]
                 wanted = bitmap(len(made.chunks), missing)
