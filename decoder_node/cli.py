@@ -243,8 +243,14 @@ def list_scenes(archive: Path, as_json: bool) -> None:
 @click.argument("out", type=click.Path(path_type=Path), metavar="OUT.tif")
 @_models
 @click.option("--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="Threads of the network.")
+@click.option(
+    "--reference", "references", multiple=True, type=click.Path(path_type=Path, exists=True), metavar="REF.dl|DIR",
+    help="Where the scene that this one was coded against lies; by default beside IN.dl. May be given several times.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print paths and figures as JSON.")
-def decode(stream: Path, out: Path, models: tuple[Path, ...], threads: int, as_json: bool) -> None:
+def decode(
+    stream: Path, out: Path, models: tuple[Path, ...], threads: int, references: tuple[Path, ...], as_json: bool
+) -> None:
     """Decode the stream file IN.dl to the Cloud-Optimised GeoTIFF OUT.tif.
 
     A scene with bands of several pixel sizes becomes several files: OUT_10m.tif, OUT_20m.tif, and so on. Each appears
@@ -253,10 +259,11 @@ def decode(stream: Path, out: Path, models: tuple[Path, ...], threads: int, as_j
     \b
     decoder-node decode scene.dl scene.tif
     decoder-node decode scene.dl scene.tif --models ./my-models --json
+    decoder-node decode tuesday.dl tuesday.tif --reference monday.dl
     """
     from decoder_node.decoding import decode_stream
 
-    decoded = decode_stream(stream, out, models, threads)
+    decoded = decode_stream(stream, out, models, threads, references=[*references, stream.parent])
     if as_json:
         print(json.dumps({"paths": [str(path) for path in decoded.paths], **decoded.facts}))
     else:

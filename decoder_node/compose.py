@@ -20,6 +20,7 @@ from decoder_node.exact import exact_rows
 from downlink.errors import BundleError
 from downlink.lattice import Lattice, Member, sample_index
 from downlink.manifest import Manifest
+from downlink.reference import Reference, check_reference
 from downlink.scene import Grid
 
 Pixels = NDArray[Any]
@@ -45,15 +46,19 @@ class _Coarse:
 
 
 def decode_rows(
-    manifest: Manifest, chunk: Callable[[int], bytes | None], decoder: PlaneDecoder | None
+    manifest: Manifest,
+    chunk: Callable[[int], bytes | None],
+    decoder: PlaneDecoder | None,
+    reference: Reference | None = None,
 ) -> Iterator[Row]:
     """Decode a stream row by row: grid 0 top to bottom, then grid 1, and so on.
 
     `chunk(i)` gives chunk i's checked payload, or None where it has not arrived. `decoder` may be None if all grids are
-    exact. Raises BundleError if it is of another bundle, StreamError subclasses for payloads that cannot be what the
-    manifest says.
+    exact; `reference` is the one that the manifest states. Raises BundleError if the decoder is of another bundle,
+    StreamError subclasses for payloads that cannot be what the manifest says.
     """
     layout, lattices = manifest.layout(), manifest.lattices()
+    check_reference("this", manifest, reference)
     for grids in _families(manifest):
         numbers = [number for number, lattice in enumerate(lattices) if lattice.members[0].grid in grids]
         if manifest.codings[numbers[0]].method == "exact":
@@ -61,7 +66,11 @@ def decode_rows(
                 yield Row(grids[0], *row)
             continue
         fitting = _fitting(manifest, decoder)
-        decoders = [LatticeDecoder(manifest, lattices[n], layout, n, chunk, fitting) for n in numbers]
+        known = [None if reference is None else reference.lattices[n] for n in numbers]
+        decoders = [
+            LatticeDecoder(manifest, lattices[n], layout, n, chunk, fitting, one)
+            for n, one in zip(numbers, known, strict=True)
+        ]
         yield from _family(manifest, grids, decoders)
 
 

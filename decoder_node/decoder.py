@@ -25,7 +25,9 @@ from downlink.latent import GROUPS, ReceivedTile, TileCode, decode_tiles
 from downlink.lattice import Lattice
 from downlink.manifest import Manifest
 from downlink.plane import GAINS_PER_OCTAVE, FrontEnd, unpack_front_end
+from downlink.prediction import Prediction
 from downlink.prior import FEATURES, GRAPHS, Prior
+from downlink.reference import Codec, ReferenceLattice, conditioned
 from downlink.spec import plane_spec
 from downlink.table import Tables
 from downlink.tile import Tile, TileGrid
@@ -68,6 +70,11 @@ class PlaneDecoder:
         native = accelerator_of(bundle.file, self.spec, self.tables)
         self.prior = Prior(lambda name, inputs: self._sessions[name].run(None, inputs), native)
         selftest.check(self.spec, self.tables, self.prior, bundle.file("selftest.json"), bundle.name)
+
+    @property
+    def codec(self) -> Codec:
+        """What decodes references."""
+        return Codec(self.bundle.id, self.spec, self.tables, self.prior)
 
     def synthesise(self, values: Values, levels: NDArray[np.uint8], some: NDArray[np.bool_]) -> Values:
         """Latent values (planes, 64, h, w) -> coefficients (planes, 64, h, w) in steps; levels (planes, 4); `some`
@@ -125,6 +132,7 @@ class LatticeDecoder:
         number: int,
         chunk: Callable[[int], bytes | None],
         decoder: PlaneDecoder,
+        reference: ReferenceLattice | None = None,
     ) -> None:
         self.lattice, self.grid = lattice, lattice.grid
         self.coding: GridCoding = manifest.codings[number]
@@ -143,7 +151,10 @@ class LatticeDecoder:
             )
         side = chunk(layout.index(ChunkKey(Kind.SIDE, grid=number)))
         self.front_end: FrontEnd | None = None
+        self.prediction: Prediction | None = None
         self._codes: dict[int, TileCode] = {}
+        if side is not None and reference is not None:
+            self.prediction, side = conditioned(side, lattice, reference)
         if side is not None:
             tiles = len(self.tiles)
             self.front_end = unpack_front_end(side, lattice.half, lattice.weights, self.coding.planes, tiles)
@@ -304,6 +315,10 @@ class LatticeDecoder:
         core = out[:, :, top - above : top + high + below, left - before : left + wide + after]
         step = self.coding.step * 2.0 ** (gain / GAINS_PER_OCTAVE)
         coefficients = self.front_end.inverse(np.ascontiguousarray(core), step)
+        if self.prediction is not None:
+            corner = tiles[0].tile.window
+            place = corner.row // dct.BLOCK - above, corner.col // dct.BLOCK - before
+            coefficients += self.prediction.at(*place, *coefficients.shape[2:])
         window = tiles[-1].tile.window  # blocks wholly beyond the lattice are not mixed with others
         down = above + -(-window.height // dct.BLOCK) + below
         across = before + wide - widths[-1] + -(-window.width // dct.BLOCK) + after

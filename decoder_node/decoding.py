@@ -25,7 +25,7 @@ from decoder_node import bounds
 from decoder_node.inbox import checked
 from decoder_node.log import log
 from downlink.bundle import find_id
-from downlink.errors import BundleError, DownlinkError
+from downlink.errors import BundleError, DownlinkError, ReferenceMissing
 from downlink.manifest import Manifest
 from downlink.part import PartReader
 from downlink.ranges import Range
@@ -67,18 +67,21 @@ def decode_stream(
     model_folders: Sequence[Path],
     threads: int = 1,
     there: Sequence[Range] | None = None,
+    references: Sequence[Path] = (),
 ) -> Decoded:
     """Decode the stream file `source` to `target` (or one file per grid beside it, `decoder_node.raster.output_paths`).
 
     With `there`, the file is a part of a stream, which has these chunks only: what they give is decoded, and the files
-    say that they are partial and by how much. Raises `StreamError` for a damaged stream, `BundleError` when its model
+    say that they are partial and by how much. What it was coded against is looked for among `references`: files, and
+    folders of them. Raises `StreamError` for a damaged stream, `BundleError` when its model
     is not here, `MissingExtra` when a package is not, `OutputError` when an output would replace the stream itself or
-    is a folder.
+    is a folder, `ReferenceMissing` when what it was coded against is not there.
     """
     try:
         from decoder_node.compose import decode_rows
         from decoder_node.decoder import PlaneDecoder
         from decoder_node.raster import output_paths, write_cog
+        from decoder_node.reference import among, reference_of
     except ImportError as error:
         raise MissingExtra(f"decoding needs {error.name}; {NEEDS_GROUND}") from error
     began = time.monotonic()
@@ -98,10 +101,13 @@ def decode_stream(
         if isinstance(reader, PartReader):
             layers = " ".join(f"{100 * share:.4g}" for share in reader.layers)
             tags |= {"partial": "yes", "missing_percent": f"{100 * reader.missing:.4g}", "layers_percent": layers}
+        if manifest.reference:
+            tags["reference"] = manifest.reference.hex()
         missing: list[float] = []
-        rows = decode_rows(manifest, reader.chunk, decoder)
-        for grid, strips in itertools.groupby(rows, key=lambda row: row.grid):
-            write_cog(paths[grid], manifest.scene, grid, _pixels(strips, missing), tags)
+        with reference_of(manifest, among(references), decoder, f"scene {reader.scene_id[:12]}…") as reference:
+            rows = decode_rows(manifest, reader.chunk, decoder, reference)
+            for grid, strips in itertools.groupby(rows, key=lambda row: row.grid):
+                write_cog(paths[grid], manifest.scene, grid, _pixels(strips, missing), tags)
         lengths = reader.lengths
         part: dict[str, Any] = {}
         if isinstance(reader, PartReader):  # by now it has found the chunks that the disk has changed
@@ -112,6 +118,7 @@ def decode_stream(
         "missing": round(sum(missing) / max(1, len(missing)), 6),
         "raw_bytes": manifest.scene.raw_bytes,
         "model": manifest.bundle_name,
+        **({"reference": manifest.reference.hex()} if manifest.reference else {}),
         **estimated_quality(manifest),
         "decode_s": round(time.monotonic() - began, 3),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
@@ -127,8 +134,11 @@ def estimated_quality(manifest: Manifest) -> dict[str, float]:
     A uniform quantiser of step s errs by s / sqrt(12) where it does not round to zero, and by less where a subband is
     weaker than that, as most are: the fewer bits a scene takes, the more of it. `ERROR_OF_STEP` x rate ** `RATE_POWER`
     is the share that was left on Sentinel-2 scenes from 0.06 to 1.1 bits per sample, where it meets the true PSNR
-    within 1.2 dB. Importance and weights are not known here: then it is further off.
+    within 1.2 dB. Importance and weights are not known here: then it is further off. The rate of a scene that has a
+    reference says nothing of its error.
     """
+    if manifest.reference:
+        return {}
     if manifest.exact:
         return {"max_error": max(coding.max_error for coding in manifest.codings)}
     peak = 255.0 if manifest.scene.grids[0].dtype == "uint8" else 10_000.0
@@ -176,15 +186,19 @@ def archive_scene(
         from decoder_node.enhance import archive_products
         from decoder_node.footprint import footprint
         from decoder_node.quicklook import write_quicklook
+        from decoder_node.reference import among, lineage
     except ImportError as error:
         raise MissingExtra(f"the archive needs {error.name}; {NEEDS_GROUND}") from error
     stream = archive / "streams" / f"{checked(scene_id)}.dl"
     source = stream if there is None else part_path(archive, scene_id)
     with source.open("rb") as file:
-        bounds.allow(bounds.cpu_s(Manifest.unpack(read_head(file)).scene.samples))
+        manifest = Manifest.unpack(read_head(file))
+    behind = len(list(lineage(manifest, among([archive / "streams"]))))
+    bounds.allow(bounds.cpu_s(manifest.scene.samples * (1 + behind)))
     folder = archive / "scenes" / scene_id
     folder.mkdir(parents=True, exist_ok=True)
-    decoded = decode_stream(source, folder / f"{scene_id[:12]}.tif", model_folders, there=there)
+    target, streams = folder / f"{scene_id[:12]}.tif", [archive / "streams"]
+    decoded = decode_stream(source, target, model_folders, there=there, references=streams)
     picture = write_quicklook(folder / f"{scene_id[:12]}.png", decoded.manifest.scene, decoded.paths)
     bits = write_bits(folder / f"{scene_id[:12]}.bits.tif", decoded.manifest, decoded.lengths)
     received = datetime.fromtimestamp(received_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -258,7 +272,7 @@ def task(
     """`archive_scene` with its errors as values: an exception may not survive the way back to the parent."""
     try:
         return Outcome(result=archive_scene(archive, scene_id, model_folders, received_at, there, products))
-    except (BundleError, MissingExtra) as error:
+    except (BundleError, MissingExtra, ReferenceMissing) as error:
         return Outcome(waits=str(error))
     except DownlinkError as error:
         return Outcome(failure=f"{error.code}: {error}")

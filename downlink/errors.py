@@ -61,3 +61,9 @@ class LinkError(DownlinkError):
     """The peer broke the rules of the link."""
 
     code = "link"
+
+
+class ReferenceMissing(DownlinkError):
+    """A scene was coded against another one that is not here."""
+
+    code = "reference_missing"

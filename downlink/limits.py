@@ -44,6 +44,7 @@ TILE_PX_MAX: Final = 320  # so that 16 bit-packed masks (200 KiB) always fit a c
 TILE_PX_MULTIPLE: Final = 32  # the stride of the hyper-latents
 GROUPS_MAX: Final = 64  # layers: one per latent channel at most
 MAX_ERROR_MAX: Final = 65_535  # an error that a user allows: the whole range of 16 bits
+REFERENCES_MAX: Final = 16  # streams that decoding one scene may take: itself, its reference, that one's, …
 STEP_MIN: Final = 2.0**-20  # the quantiser's step, in units of the pixels: far below any noise ...
 STEP_MAX: Final = 2.0**20  # ... and far above any pixel
 ZSTD_RAW_BYTES_MAX: Final = MIB  # whatever one zstd frame may expand to (side information, masks, manifests)

@@ -57,6 +57,8 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
     """(length, crc32c) of each page of the chunk list."""
     resolutions: Annotated[tuple[Resolution, ...], Meta(max_length=limits.GRIDS_MAX)] = ()
     """Which bands repeat pixels, which grids lie on each other: one per grid, or none where nothing of it is so."""
+    reference: bytes = b""
+    """Id of the scene that this one is coded against (`downlink.reference`); empty: alone."""
 
     @classmethod
     def of(
@@ -70,6 +72,7 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
         listed: ChunkList,
         chunks: Iterable[bytes],
         resolutions: Sequence[Resolution] = (),
+        reference: bytes = b"",
     ) -> Manifest:
         """The manifest of a finished stream: `chunks` are all but the pages, in index order, read once and hashed."""
         pages = listed.pages()
@@ -92,6 +95,7 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
             payload_sha256=digest.digest(),
             pages=tuple((len(page), crc32c(page)) for page in pages),
             resolutions=tuple(resolutions),
+            reference=reference,
         )
         manifest.validate()
         return manifest
@@ -125,8 +129,8 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
         """The manifest as bytes. Raises what `validate` raises."""
         self.validate()
         fields = msgspec.to_builtins(self, builtin_types=(bytes,))
-        if not self.resolutions:
-            fields.pop()  # what most scenes do not have is not written
+        while not fields[-1]:  # resolutions, reference: what most scenes do not have is not written
+            fields.pop()
         raw = msgspec.msgpack.encode(_thin(fields))
         limits.at_most(len(raw), limits.MANIFEST_RAW_BYTES_MAX, "manifest: bytes before zstd", "drop tags of the scene")
         packed = bytes([VERSION]) + zstandard.ZstdCompressor(level=_LEVEL, dict_data=_DICTIONARY).compress(raw)
@@ -158,6 +162,10 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
         if not BUNDLE_NAME.fullmatch(self.bundle_name):
             name = self.bundle_name[: limits.BUNDLE_NAME_CHARS_MAX]
             raise Malformed(f"manifest: bundle name {name!r} does not match {BUNDLE_NAME.pattern}")
+        if len(self.reference) not in (0, 32):
+            raise Malformed(f"manifest: reference has {len(self.reference)} bytes; a scene's id has 32")
+        if self.reference and any(coding.method == "exact" for coding in self.codings):
+            raise Malformed("manifest: states a reference beside a grid of method 'exact', which has none")
         self._validate_settings()
         layout = self.layout()
         if self.bundle == NO_BUNDLE and not self.exact:

@@ -21,6 +21,7 @@ from downlink.context import LEVEL_ZERO
 from downlink.errors import BundleError
 from downlink.latent import TileCode, TileSymbols
 from downlink.prior import FEATURES, GRAPHS, Prior, Symbols
+from downlink.reference import Codec
 from downlink.spec import plane_spec
 from downlink.table import Tables
 from encoder_node.refine import Decided, Effort, decide
@@ -94,6 +95,11 @@ class PlaneEncoder:
         self.prior = Prior(self._run, accelerator_of(bundle.file, self.spec, self.tables))
         self._ear = ear_of(bundle.file(HYPER), self.spec.hyper_limit)
         selftest.check(self.spec, self.tables, self.prior, bundle.file("selftest.json"), bundle.name)
+
+    @property
+    def codec(self) -> Codec:
+        """What decodes references."""
+        return Codec(self.bundle.id, self.spec, self.tables, self.prior)
 
     def _run(self, name: str, inputs: dict[str, Floats]) -> list[Any]:
         session = self._sessions[name]

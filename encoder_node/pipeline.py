@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,9 @@ from downlink.latent import GROUPS, TileCode
 from downlink.lattice import Resolution, join, lattices, resolution_of
 from downlink.mask import MaskMode
 from downlink.plane import GAINS_PER_OCTAVE, FrontEnd
+from downlink.prediction import NOTHING
 from downlink.quality import default_peak
+from downlink.reference import Reference, ReferenceLattice, alike
 from downlink.repeat import Repetition
 from downlink.scene import Scene, validate
 from downlink.symbol import SymbolEncoder, finish_together
@@ -33,6 +37,7 @@ from encoder_node.encoder import SYMBOL_LIMIT, PlaneEncoder
 from encoder_node.exact import encode_exact
 from encoder_node.importance import Importance
 from encoder_node.mask_spool import MaskSpool
+from encoder_node.reference import Foreknown, foresee
 from encoder_node.refine import Decided
 from encoder_node.source import Source
 from encoder_node.spool import EncodedScene, Spool
@@ -51,6 +56,8 @@ TRIAL_SIDE = 128
 """Windows that front ends are tried on before one is chosen: a twentieth of the time that 2048 x 2048 pixels take."""
 TRIAL_BANDS = 32
 """Of more bands the front end that is expected to cost least is taken untried."""
+REFERENCE_WORTH = 0.01
+"""Share of a lattice's bits that a reference must save: it binds two scenes together."""
 FEW_TILES = 4
 QUIETER = (0.1, 0.2)
 """How quiet planes that are dropped may be besides (see downlink.moments.QUIET): tried on scenes of few tiles."""
@@ -86,6 +93,8 @@ class _LatticeEncoder:
         self, reader: LatticeReader, encoder: PlaneEncoder, weights: str, importance: Importance | None
     ) -> None:
         self.reader, self.encoder = reader, encoder
+        self.foresight: Foreknown | None = None
+        self.referring = False  # does the scene have a reference?
         self._planes: Floats = np.empty(0, np.float32)
         self._chosen: dict[float, FrontEnd] = {}
         self.gains = None if importance is None else importance.gains(reader.tiles)
@@ -93,9 +102,31 @@ class _LatticeEncoder:
         plain = reader.statistics()
         first = [0, *np.cumsum([len(grid.bands) for grid in reader.source.scene.grids]).tolist()]
         numbers = [first[member.grid] + member.band + 1 for member in lattice.members]
-        weighting = band_weights(weights, lattice.grid.bands, numbers, plain.deviations, plain.noises)
-        self.statistics = plain.weighted(lattice.weights, weighting)
+        self._weighting = band_weights(weights, lattice.grid.bands, numbers, plain.deviations, plain.noises)
+        self.statistics = plain.weighted(lattice.weights, self._weighting)
         self.blocks = -(-lattice.height // BLOCK) * -(-lattice.width // BLOCK)
+
+    def against(self, reference: ReferenceLattice, step: float) -> Self | None:
+        """The encoder of what a reference leaves open at about this step; None where it says nothing."""
+        found = foresee(self.reader, reference, self._front_end(step), step)
+        if found is None:
+            return None
+        foresight, left = found
+        other = copy(self)
+        reader = self.reader
+        other.reader = LatticeReader(reader.source, reader.lattice, reader.number, reader.tiles.core, foresight)
+        other.foresight = foresight
+        other.statistics = left.weighted(self.reader.lattice.weights, self._weighting)
+        other._chosen = {}
+        other.__dict__.pop("_trials", None)
+        return other
+
+    def expense(self, step: float) -> tuple[float, float]:
+        """Bits of the whole lattice, and with what the error is worth in bits, judged by sample tiles."""
+        bits, error = self.estimate(step)
+        if self.foresight is not None:
+            bits += 8 * len(self.foresight.prediction.pack(self.reader.lattice.half))
+        return bits, bits + error / (self.encoder.spec.bit_price or PRICE) / step**2
 
     def _front_end(self, step: float) -> FrontEnd:
         """The front end that sample windows cost least with; of small scenes, also how quiet its planes may be."""
@@ -126,7 +157,7 @@ class _LatticeEncoder:
         """One window of a small scene, a few of a large one; where tiles have gains, tiles."""
         reader, lattice = self.reader, self.reader.lattice
         if self.gains is None:
-            reader = LatticeReader(reader.source, lattice, reader.number, TRIAL_SIDE)
+            reader = reader.windows(TRIAL_SIDE)
         share = lattice.height * lattice.width // (32 * TRIAL_SIDE**2)
         most = max(1, min(share, TRIAL_WINDOWS), len(self.reader.tiles) // 100)
         return [reader.one(number) for number in reader.sample_tiles(most)]
@@ -210,7 +241,6 @@ class _LatticeEncoder:
         self, step: float, front_end: FrontEnd, block: int, spool: Spool, progress: Callable[[], None]
     ) -> MaskMode:
         grid = self.reader.number
-        spool.put(ChunkKey(Kind.SIDE, grid=grid), front_end.pack())
         masks = MaskSpool(grid, len(self.reader.grid.bands), self.reader.tiles, spool)
         waiting: dict[ChunkKey, SymbolEncoder | Sent] = {}
         for row in range(self.reader.tiles.rows):
@@ -228,7 +258,15 @@ class _LatticeEncoder:
                 for _ in tiles:
                     progress()
         _put_chunks(waiting, spool)
+        spool.put(ChunkKey(Kind.SIDE, grid=grid), self._side(front_end))
         return masks.mode
+
+    def _side(self, front_end: FrontEnd) -> bytes:
+        """The side chunk; once all tiles have settled what is believed of the reference."""
+        if not self.referring:
+            return front_end.pack()
+        half = self.reader.lattice.half
+        return (NOTHING if self.foresight is None else self.foresight.prediction.pack(half)) + front_end.pack()
 
     def _kind(self, tile: TilePixels) -> tuple[int, ...]:
         return (*tile.tile.coded, 0 if self.gains is None else int(self.gains[tile.number]))
@@ -298,6 +336,25 @@ def _steps(target: Target, scene: Scene, encoders: list[_LatticeEncoder]) -> lis
     return [step] * len(encoders)
 
 
+def _against(encoders: list[_LatticeEncoder], steps: list[float], reference: Reference) -> list[_LatticeEncoder]:
+    """Encoders of which some code their lattice against a reference, where that is cheaper; empty if none is."""
+    if not alike([one.reader.lattice for one in encoders], reference.manifest.lattices()):
+        return []
+    chosen = []
+    for one, step, known in zip(encoders, steps, reference.lattices, strict=True):
+        other = one.against(known, step)
+        if other is not None:
+            bits, alone = one.expense(step)
+            if other.expense(step)[1] > alone - REFERENCE_WORTH * bits:
+                other = None
+        chosen.append(other or one)
+    if all(one.foresight is None for one in chosen):
+        return []
+    for one in chosen:
+        one.referring = True
+    return chosen
+
+
 def resolutions_of(source: Source) -> tuple[Resolution, ...]:
     """Which grids of a scene lie on each other and which bands repeat their pixels, from sample windows (checked again
     on every strip that is read)."""
@@ -320,17 +377,19 @@ def encode_scene(
     target: Target,
     spool_dir: Path | None = None,
     progress: Progress | None = None,
+    reference: Reference | None = None,
 ) -> EncodedScene:
-    """Encode a scene. `progress(done, total)` counts tiles. Raises SceneError for input that cannot be taken."""
+    """Encode a scene. `progress(done, total)` counts tiles. A `reference` is used if that takes fewer bits, and if its
+    lattices are the scene's. Raises SceneError for input that cannot be taken."""
     validate(source.scene)
     if target.max_error is not None:
         return encode_exact(source, target.max_error, target.settings, spool_dir, progress)
     check_names(target.weights, [band for grid in source.scene.grids for band in grid.bands])
     resolutions = resolutions_of(source)
     try:
-        return _encode(source, encoder, target, resolutions, spool_dir, progress)
+        return _encode(source, encoder, target, resolutions, spool_dir, progress, reference)
     except NotRepeated:  # sample windows had promised more than the whole scene keeps
-        return _encode(source, encoder, target, (), spool_dir, progress)
+        return _encode(source, encoder, target, (), spool_dir, progress, reference)
 
 
 def _encode(
@@ -340,6 +399,7 @@ def _encode(
     resolutions: tuple[Resolution, ...],
     spool_dir: Path | None,
     progress: Progress | None,
+    reference: Reference | None,
 ) -> EncodedScene:
     scene = source.scene
     importance = None if target.importance is None else target.importance.on(scene.grids[0])
@@ -349,6 +409,10 @@ def _encode(
     ]
     encoders = [_LatticeEncoder(reader, encoder, target.weights, importance) for reader in readers]
     steps = _steps(target, scene, encoders)
+    chosen = [] if reference is None else _against(encoders, steps, reference)
+    if chosen:
+        encoders, steps = chosen, _steps(target, scene, chosen)
+    based_on = bytes.fromhex(reference.scene_id) if chosen and reference is not None else b""
     done, total = 0, sum(len(reader.tiles) for reader in readers)
 
     def advance() -> None:
@@ -362,7 +426,8 @@ def _encode(
         try:
             codings = tuple(one.encode(step, spool, advance) for one, step in zip(encoders, steps, strict=True))
             bundle = encoder.bundle
-            return EncodedScene(spool, scene, codings, bundle.id, bundle.name, target.settings, resolutions)
+            settings = target.settings
+            return EncodedScene(spool, scene, codings, bundle.id, bundle.name, settings, resolutions, based_on)
         except BaseException:
             spool.close()
             raise

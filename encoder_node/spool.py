@@ -66,6 +66,7 @@ class EncodedScene:
         bundle_name: str,
         settings: dict[str, str | float],
         resolutions: Sequence[Resolution] = (),
+        reference: bytes = b"",
     ) -> None:
         self._spool = spool
         self._layout = Layout(coded_scene(scene, resolutions), codings)
@@ -82,6 +83,7 @@ class EncodedScene:
             listed=listed,
             chunks=self._listed(),
             resolutions=resolutions,
+            reference=reference,
         )
         self.manifest_bytes = self.manifest.pack()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,13 @@ Part = tuple[slice, slice, slice]
 
 class NotRepeated(Exception):
     """A band that repeated its pixels in the sample windows does not do so everywhere."""
+
+
+class Foresight(Protocol):
+    """What is known of a lattice before it is coded (`encoder_node.reference.Foreknown`)."""
+
+    def take_off(self, tile: Tile, front_end: FrontEnd, step: float, planes: Floats) -> None:
+        """Subtract it from the planes of a tile (planes, 64, blocks down, blocks across) in steps."""
 
 
 def sample_windows(grid: Grid) -> list[Window]:
@@ -125,7 +132,14 @@ class TilePixels:
         return beyond
 
     def planes(self, front_end: FrontEnd, step: float, limit: float, out: Floats) -> None:
-        """Coefficients of planes in steps, clipped to +-limit, into `out` (planes, 64, blocks down, blocks across)."""
+        """Coefficients of planes in steps, less what a reference says of them, clipped to +-limit, into `out` (planes,
+        64, blocks down, blocks across)."""
+        self._own_planes(front_end, step, limit, out)
+        if self.reader.foresight is not None:
+            self.reader.foresight.take_off(self.tile, front_end, step, out)
+            np.clip(out, np.float32(-limit), np.float32(limit), out=out)
+
+    def _own_planes(self, front_end: FrontEnd, step: float, limit: float, out: Floats) -> None:
         mean, bands = front_end.mean.astype(np.float32), len(self.lattice.members)
         if accelerator.native() is not None and all(
             -(-side // dct.BLOCK) == blocks for side, blocks in zip(self.tile.window[2:], out.shape[2:], strict=True)
@@ -238,8 +252,10 @@ def _parts(before: int, after: int, own: slice, depth: int) -> list[tuple[int, s
 class LatticeReader:
     """Reads one lattice of a source by rows of tiles, and windows of it for statistics."""
 
-    def __init__(self, source: Source, lattice: Lattice, number: int, core: int) -> None:
-        self.source, self.lattice, self.number = source, lattice, number
+    def __init__(
+        self, source: Source, lattice: Lattice, number: int, core: int, foresight: Foresight | None = None
+    ) -> None:
+        self.source, self.lattice, self.number, self.foresight = source, lattice, number, foresight
         self.grid = lattice.grid
         self.tiles = TileGrid(lattice.height, lattice.width, core)
         self._readers = self._grouped()
@@ -369,6 +385,10 @@ class LatticeReader:
             self._frames.pop(next(iter(self._frames)))
         return found
 
+    def windows(self, side: int) -> LatticeReader:
+        """The same lattice, read in tiles of this side."""
+        return LatticeReader(self.source, self.lattice, self.number, side, self.foresight)
+
     def sample_tiles(self, most: int) -> list[int]:
         """Numbers of up to `most` tiles spread evenly over the grid."""
         count = len(self.tiles)
@@ -379,7 +399,7 @@ class LatticeReader:
         """Moments over sample windows; blocks without any valid pixel are left out."""
         moments: Moments | None = None
         bands = len(self.lattice.members)
-        windows = LatticeReader(self.source, self.lattice, self.number, SAMPLE_SIDE)
+        windows = self.windows(SAMPLE_SIDE)
         for number in windows.sample_tiles(SAMPLE_WINDOWS):
             tile = windows.one(number)
             if moments is None:
@@ -388,7 +408,7 @@ class LatticeReader:
             down, across = (-(-side // dct.BLOCK) for side in tile.tile.window[2:])
             values = values[:, :, :down, :across].reshape(bands, dct.CHANNELS, -1)
             every = -(-values.size // SAMPLE_VALUES)  # of many bands, fewer blocks: memory stays bounded
-            valid = self._valid_blocks(tile, down, across)
+            valid = self.valid_blocks(tile, down, across)
             moments.add((values if valid.all() else values[:, :, valid])[:, :, ::every])
         assert moments is not None
         return moments.statistics()
@@ -401,7 +421,7 @@ class LatticeReader:
             out[chosen] = np.where(valid, pixels, 0).sum(axis=(1, 2), dtype=np.float64) / np.maximum(1, count)
         return out
 
-    def _valid_blocks(self, tile: TilePixels, down: int, across: int) -> NDArray[np.bool_]:
+    def valid_blocks(self, tile: TilePixels, down: int, across: int) -> NDArray[np.bool_]:
         """Blocks in which some band has some valid pixel; all of them, if none has."""
         hole = tile.nodata()
         if hole is None:

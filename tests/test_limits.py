@@ -38,6 +38,7 @@ ELSEWHERE = {  # and the test that tries it
     "BUNDLE_JSON_BYTES_MAX": "test_bundle.py",
     "SIDE_VALUES_MAX": "test_plane.py",
     "LATTICES_MAX": "test_manifest.py",
+    "REFERENCES_MAX": "test_reference.py",
 }
 GRID = Grid(10, 10, "uint8", (Band(),))
 
