@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,15 @@ from encoder_node.options import (
 )
 
 if TYPE_CHECKING:
+    from downlink.reference import Reference
+    from downlink.scene import Scene
     from encoder_node.clouds import CloudFree
+    from encoder_node.encoder import PlaneEncoder
     from encoder_node.outbox import Entry, Outbox
     from encoder_node.spool import EncodedScene
     from encoder_node.target import Target
+
+    Known = Callable[[Scene, PlaneEncoder], contextlib.AbstractContextManager[Reference | None]]
 
 
 _skip_clouds = click.option(
@@ -44,8 +50,14 @@ _skip_clouds = click.option(
 @click.argument("out", type=click.Path(path_type=Path))
 @target_options
 @_skip_clouds
+@click.option(
+    "--reference", type=click.Path(path_type=Path, exists=True), metavar="REF.dl|DIR",
+    help="Code what differs from this stream of the same place, if that is less; of a folder, from its newest.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def encode(scene: Path, out: Path, model: str | None, threads: int, as_json: bool, **_: object) -> None:
+def encode(
+    scene: Path, out: Path, model: str | None, threads: int, reference: Path | None, as_json: bool, **_: object
+) -> None:
     """Encode SCENE into the stream file OUT.
 
     SCENE is a GeoTIFF, a JPEG 2000, a Sentinel-2 .SAFE product, an .npy array (bands, height, width), or a raw file
@@ -56,13 +68,17 @@ def encode(scene: Path, out: Path, model: str | None, threads: int, as_json: boo
     encoder-node encode scene.tif scene.dl --bits-per-sample 0.5
     encoder-node encode S2A_MSIL2A_20260101.SAFE scene.dl --psnr 48 --json
     encoder-node encode scene.tif scene.dl --bits-per-sample 0.1 --importance burnt-areas.geojson
+    encoder-node encode tuesday.tif tuesday.dl --reference monday.dl
     """
+    from encoder_node.reference_files import reference_of
+
     began = time.monotonic()
     target = target_of()
     if not out.parent.is_dir():
         raise SceneError(f"{shown(out.parent)} is not a folder; make it first")
     _check_out(scene, out)
-    with _encoded(scene, model_of(model), target, threads, out.parent) as encoded:
+    known = None if reference is None else partial(reference_of, reference)
+    with _encoded(scene, model_of(model), target, threads, out.parent, known) as encoded:
         with whole_file(out) as file:
             encoded.write(file)
         facts = _facts(encoded, began) | {"path": shown(out)}
@@ -169,8 +185,11 @@ def _check_out(scene: Path, out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _encoded(scene: Path, model: str, target: Target, threads: int, spool: Path) -> Iterator[EncodedScene]:
-    """A scene, encoded; its chunks wait in a temporary file in `spool`."""
+def _encoded(
+    scene: Path, model: str, target: Target, threads: int, spool: Path, known: Known | None = None
+) -> Iterator[EncodedScene]:
+    """A scene, encoded, against the reference that is `known` for it, if there is one; its chunks wait in a temporary
+    file in `spool`."""
     from encoder_node.source import Source, open_source
 
     source: Source = open_source(scene)
@@ -199,7 +218,11 @@ def _encoded(scene: Path, model: str, target: Target, threads: int, spool: Path)
         from encoder_node.pipeline import encode_scene
 
         encoder = PlaneEncoder(find(model), threads, click.get_current_context().params["effort"])
-        with _progress(scene.name) as progress, encode_scene(source, encoder, target, spool, progress) as encoded:
+        with (
+            contextlib.nullcontext() if known is None else known(source.scene, encoder) as reference,
+            _progress(scene.name) as progress,
+            encode_scene(source, encoder, target, spool, progress, reference) as encoded,
+        ):
             if clouds is not None:
                 clouds.note_in(encoded)
             yield encoded
@@ -255,6 +278,7 @@ def _facts(encoded: EncodedScene, began: float) -> dict[str, Any]:
         "bits_per_sample": 8 * size / scene.samples,
         "model": encoded.manifest.bundle_name,
         "settings": encoded.manifest.settings,
+        "reference": encoded.manifest.reference.hex() or None,
         "native": native(),
         "encode_s": round(time.monotonic() - began, 3),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
