@@ -22,7 +22,8 @@ from encoder_node.options import (
     model_of,
     outbox_folder,
     outbox_mb,
-    priority_of,
+    priority_option,
+    skip_clouds_option,
     target_of,
     target_options,
 )
@@ -39,17 +40,11 @@ if TYPE_CHECKING:
     Known = Callable[[Scene, PlaneEncoder], contextlib.AbstractContextManager[Reference | None]]
 
 
-_skip_clouds = click.option(
-    "--skip-clouds", type=click.FloatRange(0, 100), metavar="P",
-    help="Send nothing of tiles of which more than P % is cloud or snow (Sentinel-2's bands, reflectances).",
-)  # fmt: skip
-
-
 @click.command()
 @click.argument("scene", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @target_options
-@_skip_clouds
+@skip_clouds_option
 @click.option(
     "--reference", type=click.Path(path_type=Path, exists=True), metavar="REF.dl|DIR",
     help="Code what differs from this stream of the same place, if that is less; of a folder, from its newest.",
@@ -95,12 +90,8 @@ def encode(
 @click.argument("scenes", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SCENE...")
 @outbox_folder
 @target_options
-@click.option(
-    "--priority", default="0", show_default=True, metavar="N|anomaly", callback=priority_of,
-    help="The larger, the sooner (-1000 to 1000). anomaly: the more a tile stands out, the sooner; such tiles go before"
-    " the scene's others, and an alert before all.",
-)  # fmt: skip
-@_skip_clouds
+@priority_option
+@skip_clouds_option
 @layers_option
 @outbox_mb
 @click.option("--unless-delivered", is_flag=True, help="Do nothing about a scene that the ground has had already.")

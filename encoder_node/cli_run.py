@@ -19,6 +19,8 @@ from encoder_node.options import (
     layers_option,
     outbox_folder,
     outbox_mb,
+    priority_option,
+    skip_clouds_option,
     target_of,
     target_options,
     tls_of,
@@ -65,6 +67,8 @@ if TYPE_CHECKING:
     "--patience", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, metavar="S",
     help="With --once: give up after so long without progress.",
 )  # fmt: skip
+@priority_option
+@skip_clouds_option
 @layers_option
 @click.option(
     "--model-key", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
@@ -81,9 +85,8 @@ if TYPE_CHECKING:
 def run(
     outbox: Path, ground: str, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None,
     outbox_mb: float | None, watch: Path | None, once: bool, rate_kbps: float | None, window_kib: int,
-    contact: tuple[str, ...], contacts: Path | None, patience: float, layers: int | None, model_key: Path | None,
-    metrics: str | None, model: str | None, threads: int, effort: str, importance: Path | None, outside: float,
-    log_level: str, **_: object,
+    contact: tuple[str, ...], contacts: Path | None, patience: float, model_key: Path | None, metrics: str | None,
+    model: str | None, log_level: str, **_: object,
 ) -> None:  # fmt: skip
     """Send what the outbox holds, for as long as it takes.
 
@@ -95,6 +98,7 @@ def run(
     encoder-node run --outbox /var/lib/encoder-node --ground ground.example:50551
     encoder-node run --outbox box --ground 127.0.0.1:50551 --once
     encoder-node run --outbox box --ground 10.0.0.1:50551 --watch /data/incoming --rate-kbps 2000
+    encoder-node run --outbox box --ground 10.0.0.1:50551 --watch /data/incoming --priority anomaly --skip-clouds 80
     encoder-node run --outbox box --ground 10.0.0.1:50551 --contact 2026-11-21T10:02:30Z/2026-11-21T10:11:00Z
     encoder-node run --outbox box --ground ground.example:50551 --tls-cert node.pem --tls-key node.key --tls-ca ca.pem
     """
@@ -104,10 +108,9 @@ def run(
     from encoder_node.schedule import Contacts
     from encoder_node.sender import Options
     from encoder_node.signature import Key
-    from encoder_node.watch import Standing
 
     log_to_stderr(log_level)
-    target = target_of()
+    standing = standing_of()
     options = Options(
         ground=ground,
         tls=tls_of(tls_cert, tls_key, tls_ca),
@@ -118,20 +121,32 @@ def run(
         software=f"encoder-node {__version__}",
     )
     fixed = "" if model is None else f"this node's operator has chosen its model: --model {model}"
-    standing = Standing(
-        always=[f"--threads={threads}", f"--effort={effort}", f"--weights={target.weights}"]
-        + ([] if importance is None else [f"--importance={importance.absolute()}", f"--outside={outside}"])
-        + ([] if model is None else [f"--model={model}"])
-        + ([] if outbox_mb is None else [f"--outbox-mb={outbox_mb:g}"]),
-        target=[typed(name, value) for name, value in target.settings.items() if name not in ("weights", "importance")],
-        layers=[] if layers is None else [f"--layers={layers}"],
-    )
     key = None if model_key is None else Key(model_key)
     with Outbox(outbox, create=True, reserve=True) as box, _alone(outbox):
         from encoder_node.sender import Sender
 
         models = Models(outbox, key, fixed)
         asyncio.run(_run(lambda: Sender(box, options, models), watch, standing, once, metrics))
+
+
+def standing_of() -> Standing:
+    """What is asked of every scene that is picked up, as it is typed after `submit`."""
+    from encoder_node.watch import Standing
+
+    given, target = click.get_current_context().params, target_of()
+    always = [f"--threads={given['threads']}", f"--effort={given['effort']}", f"--weights={target.weights}"]
+    if given["importance"] is not None:
+        always += [f"--importance={given['importance'].absolute()}", f"--outside={given['outside']}"]
+    if given["priority"] != 0:
+        always.append(f"--priority={'anomaly' if given['priority'] is None else given['priority']}")
+    for name in ("model", "outbox_mb", "skip_clouds"):
+        if given[name] is not None:
+            always.append(f"--{name.replace('_', '-')}={given[name]}")
+    return Standing(
+        always=always,
+        target=[typed(name, value) for name, value in target.settings.items() if name not in ("weights", "importance")],
+        layers=[] if given["layers"] is None else [f"--layers={given['layers']}"],
+    )
 
 
 def typed(name: str, value: str | float) -> str:

@@ -12,7 +12,7 @@ An option on the command line wins. Refused, with `ConfigError`: unknown keys, w
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -52,7 +52,8 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     stream_bytes: int | None = None
     max_error: int | None = None
     weights: str | None = None
-    priority: int | None = None
+    priority: int | Literal["anomaly"] | None = None
+    skip_clouds: float | None = None
     threads: Annotated[int, Meta(ge=1, le=64)] | None = None
     metrics: str | None = None
     log_level: str | None = None

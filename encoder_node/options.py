@@ -136,6 +136,18 @@ def priority_of(ctx: click.Context, _: click.Parameter, value: str) -> int | Non
     raise click.BadParameter(f"{value[:80]!r} is neither a number from -1000 to 1000 nor 'anomaly'", ctx)
 
 
+priority_option = click.option(
+    "--priority", default="0", show_default=True, metavar="N|anomaly", callback=priority_of,
+    help="The larger, the sooner (-1000 to 1000). anomaly: the more a tile stands out, the sooner; such tiles go before"
+    " the scene's others, and an alert before all.",
+)  # fmt: skip
+
+skip_clouds_option = click.option(
+    "--skip-clouds", type=click.FloatRange(0, 100), metavar="P",
+    help="Send nothing of tiles of which more than P % is cloud or snow (Sentinel-2's bands, reflectances).",
+)  # fmt: skip
+
+
 def bytes_of(megabytes: float | None) -> int | None:
     return None if megabytes is None else int(megabytes * 1e6)
 

@@ -13,8 +13,9 @@ import pytest
 from downlink.frame import Ask
 from downlink.request import SetTarget, pack
 from encoder_node import watch
+from encoder_node.cli import main
 from encoder_node.cli_encode import submit
-from encoder_node.cli_run import typed
+from encoder_node.cli_run import run, standing_of, typed
 from encoder_node.outbox import Outbox
 from encoder_node.sender import Options, Sender
 from encoder_node.target import Target
@@ -122,3 +123,27 @@ def test_standing_targets_are_typed_as_submit_knows_them(tmp_path: Path) -> None
         given = {"psnr": "psnr_db"}
         found = {given.get(key, key): number for key, number in context.params.items() if number is not None}
         assert found[name] == value
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_what_is_asked_of_every_scene_is_asked_of_each(tmp_path: Path, configured: bool) -> None:
+    """Typed after `run`, or in the configuration file, and understood by `submit`."""
+    needed = ["--outbox", str(tmp_path), "--ground", "127.0.0.1:1"]
+    wanted = {"priority": "anomaly", "skip_clouds": 80.0, "outbox_mb": 4000.0, "effort": "fast"}
+    if configured:
+        (tmp_path / "edge.toml").write_text('priority = "anomaly"\nskip_clouds = 80\noutbox_mb = 4000')
+        above = main.make_context("encoder-node", ["--config", str(tmp_path / "edge.toml"), "run"])
+        context = run.make_context("run", [*needed, "--effort=fast"], parent=above)
+    else:
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in wanted.items()]
+        context = run.make_context("run", [*needed, *options])
+    with context:
+        standing = standing_of()
+    given = submit.make_context("submit", [*standing.always, *standing.target, "--outbox", str(tmp_path), "a.npy"])
+    assert given.params["priority"] is None  # what its tiles give it
+    assert {name: given.params[name] for name in wanted} == {**wanted, "priority": None}
+
+
+def test_a_priority_is_passed_on_as_well(tmp_path: Path) -> None:
+    with run.make_context("run", ["--outbox", str(tmp_path), "--ground", "127.0.0.1:1", "--priority=-5"]):
+        assert "--priority=-5" in standing_of().always
