@@ -299,7 +299,8 @@ def test_history_knows_passes_and_backlog(page: TestClient, archive: Archive) ->
     assert one.node == "sat-1"
     assert one.bytes > 1000
     text = page.get("/history").text
-    assert text.count('<svg class="chart"') == 3
+    assert text.count('<svg class="chart wide"') == 3
+    assert text.count('<svg class="chart slim"') == 3
     assert words.size(one.bytes) in text
     assert page.get("/history?days=2").status_code == 400
 

@@ -32,6 +32,10 @@ STATISTICS_PX: Final = 384
 PREVIEW_PX: Final = 1024
 FALSE_COLOUR_NM: Final = ((842.0, 60.0), (665.0, 40.0), (560.0, 40.0))  # near infrared, red, green
 SWIR_NM: Final = ((2200.0, 120.0), (842.0, 60.0), (665.0, 40.0))
+# names with a leading zero are Sentinel-2's alone; what it calls B8A and B12 nobody else does
+SENTINEL_2_NM: Final = {"B02": 492.0, "B03": 560.0, "B04": 665.0, "B08": 833.0, "B8A": 865.0, "B11": 1614.0,
+                        "B12": 2202.0}  # fmt: skip
+EVEN: Final = 0.3
 _BANDS: Final = re.compile(r"\d{1,3}\.\d{1,3}(,\d{1,3}\.\d{1,3}){0,2}")
 # "inferno", at nine places: what was cheap stays dark, what was dear glows.
 HEAT: Final = ((0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85), (227, 89, 51), (249, 140, 10),
@@ -63,6 +67,7 @@ class Composite:
 
     name: str
     look: Look
+    says: str = ""
 
 
 def parse_look(text: str, stretch: str, scene: Scene) -> Look:
@@ -86,21 +91,25 @@ def composites(scene: Scene) -> list[Composite]:
     """Those that make sense for this scene, the first to be shown at once."""
     number, chosen = choose_bands(scene)
     natural = Look(tuple((number, band) for band in chosen))
-    found = [Composite("Natural colour" if len(chosen) == 3 else "Grey", natural)]
-    for name, wanted in (("False colour (NIR, red, green)", FALSE_COLOUR_NM), ("SWIR, NIR, red", SWIR_NM)):
+    found = [Composite("Natural" if len(chosen) == 3 else "Grey", natural, "as eyes would see it, or the first bands")]
+    for name, wanted, says in (
+        ("Infrared", FALSE_COLOUR_NM, "near infrared, red, green: plants are red"),
+        ("Short-wave", SWIR_NM, "short-wave infrared, near infrared, red: fires and bare soil stand out"),
+    ):
         bands = [_nearest(scene, *one) for one in wanted]
         if all(bands) and len(set(bands)) == 3:
-            found.append(Composite(name, Look(tuple(band for band in bands if band))))
+            found.append(Composite(name, Look(tuple(band for band in bands if band)), says))
     return found
 
 
 def _nearest(scene: Scene, nm: float, within_nm: float) -> tuple[int, int] | None:
-    known = [
-        (abs(band.wavelength_nm - nm), grid, place)
-        for grid, one in enumerate(scene.grids)
-        for place, band in enumerate(one.bands)
-        if band.wavelength_nm is not None and abs(band.wavelength_nm - nm) <= within_nm
-    ]
+    """The band (grid, place) nearest to a wavelength: its own, else that which Sentinel-2's name for it means."""
+    known = []
+    for grid, one in enumerate(scene.grids):
+        for place, band in enumerate(one.bands):
+            found = band.wavelength_nm or SENTINEL_2_NM.get(band.name.upper())
+            if found is not None and abs(found - nm) <= within_nm:
+                known.append((abs(found - nm), grid, place))
     return min(known)[1:] if known else None
 
 
@@ -165,7 +174,8 @@ def heat(bits: str, version: int) -> bytes:
 
 
 def heat_range(bits: str, version: int) -> tuple[float, float]:
-    """Bits per sample of the cheapest and the dearest tile."""
+    """Bits per sample that are dark, and that glow: of the cheapest and the dearest tile, but at least `EVEN` of their
+    mean apart, so that a scene whose tiles are all alike does not look as if one of them were on fire."""
     return _heat_range(bits, version)
 
 
@@ -175,7 +185,11 @@ def _heat_range(path: str, _version: int) -> tuple[float, float]:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with Reader(path) as reader:
             found = reader.preview(max_size=PREVIEW_PX).array.compressed()
-    return (float(found.min()), float(found.max())) if found.size else (0.0, 0.0)
+    if not found.size:
+        return 0.0, 0.0
+    low, high = float(found.min()), float(found.max())
+    wider = max(0.0, EVEN * (low + high) / 2 - (high - low)) / 2
+    return low - wider, high + wider
 
 
 def _heated(values: Any, low: float, high: float) -> bytes:

@@ -1,7 +1,8 @@
-"""The plots of the history page."""
+"""The plots of the history page, and the sums above them."""
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any, Final
 
 from decoder_node.page import chart, words
@@ -9,6 +10,7 @@ from decoder_node.page.chart import Mark
 from decoder_node.page.shelf import Shelf
 
 LEAST_S: Final = 1800.0
+PASSES_SHOWN: Final = 50
 
 
 def plots(shelf: Shelf, now: float, span_s: float) -> dict[str, Any]:
@@ -26,17 +28,22 @@ def plots(shelf: Shelf, now: float, span_s: float) -> dict[str, Any]:
         for one in passes
     ]
     dots = [
-        Mark(at, at, ratio, f"{name}: {ratio:.3g} : 1", href=f"/scenes/{scene_id}")
-        for at, ratio, name, scene_id in ratios
+        Mark(at, at, ratio, f"{name}: {ratio:.3g} : 1", colour.get(node, 0), f"/scenes/{scene_id}")
+        for at, ratio, name, scene_id, node in ratios
         if at >= start
     ]
     lines = [[(at, float(size)) for at, size in backlog.get(node, [])] for node in nodes]
+    last = [one[-1][1] for one in backlog.values()]
     return {
         "nodes": nodes,
-        "passes": list(reversed(passes))[:50],
+        "passes": list(reversed(passes))[:PASSES_SHOWN],
+        "count": len(passes),
         "total": sum(one.bytes for one in passes),
+        "completed": len(ratios),
+        "median": median(row[1] for row in ratios) if ratios else None,
+        "waiting": sum(last) if last else None,
         "bytes_plot": chart.bars(bars, start, now, words.size, "Bytes received in each pass"),
-        "ratio_plot": chart.dots(dots, start, now, lambda value: f"{value:g}×", "Compression ratio of each scene"),
+        "ratio_plot": chart.dots(dots, start, now, lambda value: f"{value:g} : 1", "Compression ratio of each scene"),
         "backlog_plot": chart.steps(lines, start, now, words.size, "Bytes that wait on board"),
-        "any": {"passes": bool(bars), "ratios": bool(dots), "backlog": any(lines)},
+        "any": {"passes": bool(bars), "ratios": bool(dots), "backlog": any(value for one in lines for _, value in one)},
     }

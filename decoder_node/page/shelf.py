@@ -317,10 +317,10 @@ class Shelf:
                 found.setdefault(node, []).append((60.0 * minute, size))
         return found
 
-    def ratios(self, since: float, most: int = 1000) -> list[tuple[float, float, str, str]]:
-        """(when decoded, raw bytes per byte sent, name, id) of scenes that are whole, in that order."""
+    def ratios(self, since: float, most: int = 1000) -> list[tuple[float, float, str, str, str]]:
+        """(when decoded, raw bytes per byte sent, name, id, node) of scenes that are whole, in that order."""
         query = (
-            "SELECT decoded_at, json_extract(result, '$.raw_bytes') * 1.0 / bytes, name, scene_id FROM scenes"
+            "SELECT decoded_at, json_extract(result, '$.raw_bytes') * 1.0 / bytes, name, scene_id, node FROM scenes"
             " WHERE state = 'decoded' AND offered_at >= ? ORDER BY offered_at DESC LIMIT ?"
         )
         with self._db() as db:

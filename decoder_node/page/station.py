@@ -100,4 +100,4 @@ class Station:
         if "hx-request" in request.headers or "text/html" not in request.headers.get("accept", ""):
             return PlainTextResponse(message + "\n", status)
         phrase = HTTPStatus(status).phrase
-        return self.html(request, "error.html", status=status, phrase=phrase, message=message)
+        return self.html(request, "error.html", status, code=status, phrase=phrase, message=message)

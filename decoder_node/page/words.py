@@ -44,6 +44,12 @@ def ago(moment: float | None) -> Markup:
     return Markup('<time class="ago" datetime="{}" title="{}">{}</time>').format(at.isoformat(), text, text[:16])
 
 
+def at(moment: float) -> Markup:
+    """A moment as a `time` element, as it stands: 21 Nov 13:05."""
+    when = datetime.fromtimestamp(moment, UTC)
+    return Markup('<time datetime="{}">{}</time>').format(when.isoformat(), when.strftime("%d %b %H:%M"))
+
+
 def moment(text: str | None) -> str:
     """A STAC moment without what nobody reads."""
     return (
@@ -76,6 +82,6 @@ def ratio(row: Row) -> str:
 
 
 FILTERS: Final[dict[str, Callable[..., Any]]] = {
-    "size": size, "rate": rate, "ago": ago, "moment": moment, "percent": percent, "whose": whose, "quality": quality,
-    "ratio": ratio, "state_word": STATE_WORDS.__getitem__,
+    "size": size, "rate": rate, "ago": ago, "at": at, "moment": moment, "percent": percent, "whose": whose,
+    "quality": quality, "ratio": ratio, "state_word": STATE_WORDS.__getitem__,
 }  # fmt: skip

@@ -1,4 +1,6 @@
 // The map: a plain world from vendored Natural Earth outlines, footprints, and scenes as tiles.
+import { showGraticule } from './graticule.js';
+import { showLocator } from './locator.js';
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const STATES = { receiving: 'come', partial: 'part', durable: 'wait', decoded: 'good', quarantined: 'bad' };
@@ -33,13 +35,6 @@ function unwrap(thing) {
   return { ...thing, coordinates: unwrapped(thing.coordinates) };
 }
 
-function graticule() {
-  const lines = [];
-  for (let lon = -180; lon <= 180; lon += 15) lines.push([[lon, -85], [lon, 0], [lon, 85]]);
-  for (let lat = -75; lat <= 75; lat += 15) lines.push([[-180, lat], [0, lat], [180, lat]]);
-  return { type: 'Feature', properties: {}, geometry: { type: 'MultiLineString', coordinates: lines } };
-}
-
 export function stateColour() {
   return ['match', ['get', 'state'], ...Object.entries(STATES).flatMap(([state, name]) => [state, colour(name)]), colour('dim')];
 }
@@ -47,7 +42,7 @@ export function stateColour() {
 const paints = () => ({
   sea: { 'background-color': colour('sea') },
   land: { 'fill-color': colour('land') },
-  graticule: { 'line-color': colour('border'), 'line-opacity': 0.35, 'line-width': 0.6 },
+  graticule: { 'line-color': colour('border'), 'line-opacity': 0.55, 'line-width': 0.7 },
   borders: { 'line-color': colour('border'), 'line-width': 0.8 },
   'footprint-fill': { 'fill-color': stateColour(), 'fill-opacity': ['interpolate', ['linear'], ['zoom'], 5, 0.28, 9, 0.04] },
   'footprint-line': { 'line-color': stateColour(), 'line-width': ['interpolate', ['linear'], ['zoom'], 2, 1.4, 10, 2] },
@@ -69,12 +64,14 @@ export async function makeMap(container, options = {}) {
   map.addControl(new maplibregl.AttributionControl({ compact: true, customAttribution: 'Natural Earth' }), 'bottom-right');
   container.querySelector('.maplibregl-ctrl-attrib')?.removeAttribute('open');
   container.querySelector('.maplibregl-compact-show')?.classList.remove('maplibregl-compact-show');
+  map.on('dataloading', () => { container.dataset.idle = 'no'; });
+  map.on('idle', () => { container.dataset.idle = 'yes'; }); // all that is asked for is drawn
   await new Promise((done) => map.once('load', done));
   const paint = paints();
   const { land, borders } = await world();
   map.addSource('land', { type: 'geojson', data: land, tolerance: 0.4 });
   map.addSource('borders', { type: 'geojson', data: borders, tolerance: 0.4 });
-  map.addSource('graticule', { type: 'geojson', data: graticule() });
+  map.addSource('graticule', { type: 'geojson', data: EMPTY });
   map.addSource('footprints', { type: 'geojson', data: EMPTY, promoteId: 'id' });
   map.addSource('centres', { type: 'geojson', data: EMPTY });
   map.addLayer({ id: 'land', type: 'fill', source: 'land', paint: paint.land });
@@ -88,10 +85,34 @@ export async function makeMap(container, options = {}) {
       for (const [name, value] of Object.entries(values)) map.setPaintProperty(layer, name, value);
     }
   });
+  showGraticule(map);
+  located.set(map, showLocator(map, land, colour, (state) => colour(STATES[state] ?? 'dim')));
   return map;
 }
 
+// Buttons on the map: [text, what it says, what it does].
+export function addButtons(map, buttons) {
+  const group = document.createElement('div');
+  group.className = 'maplibregl-ctrl maplibregl-ctrl-group';
+  for (const [icon, says, act] of buttons) {
+    const button = document.createElement('button');
+    button.type = 'button';
+    button.title = says;
+    button.setAttribute('aria-label', says);
+    button.innerHTML = `<svg viewBox="0 0 24 24" width="18" height="18" aria-hidden="true"><path d="${icon}" fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round"/></svg>`;
+    button.addEventListener('click', act);
+    group.append(button);
+  }
+  map.addControl({ onAdd: () => group, onRemove: () => group.remove() }, 'top-right');
+}
+export const ICONS = {
+  all: 'M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5',
+  one: 'M12 3v4M12 17v4M3 12h4M17 12h4M12 9.5a2.5 2.5 0 1 0 0 5a2.5 2.5 0 1 0 0-5',
+};
+
+const located = new WeakMap();
 export function showFootprints(map, collection) {
+  located.get(map)?.(collection.features);
   map.getSource('footprints').setData(collection);
   map.getSource('centres').setData({
     type: 'FeatureCollection',

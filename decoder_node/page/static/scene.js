@@ -1,5 +1,5 @@
 // One scene: bands, stretch, heat map, new versions, and the box that an operator drags.
-import { EMPTY, makeMap, setTiles, showFootprints } from './map.js';
+import { EMPTY, ICONS, addButtons, makeMap, setTiles, showFootprints } from './map.js';
 
 const byId = (id) => document.getElementById(id);
 const holder = byId('map') ?? byId('flat');
@@ -8,8 +8,11 @@ let version = holder.dataset.version;
 let map = null;
 let box = null;
 
+const composite = () => byId('look').elements.composite.value;
+const bandName = (value) => byId('band-0').querySelector(`option[value="${value}"]`)?.textContent ?? value;
+
 function bands() {
-  const chosen = byId('composite').value;
+  const chosen = composite();
   if (chosen === 'one') return byId('band-0').value;
   if (chosen === 'three') return [0, 1, 2].map((place) => byId(`band-${place}`).value).join(',');
   return chosen;
@@ -18,10 +21,12 @@ function bands() {
 const query = () => new URLSearchParams({ bands: bands(), stretch: byId('stretch').value, v: version });
 
 function show() {
-  const chosen = byId('composite').value;
+  const chosen = composite();
   byId('pick').hidden = chosen !== 'one' && chosen !== 'three';
   for (const label of document.querySelectorAll('.of-three')) label.hidden = chosen !== 'three';
   document.querySelector('.band-label').textContent = chosen === 'one' ? 'Band' : 'Red';
+  const names = bands().split(',').map(bandName);
+  byId('shown').textContent = names.length === 1 ? names[0] : ['red', 'green', 'blue'].map((colour, place) => `${colour} ${names[place]}`).join(', ');
   const heat = byId('heat').checked;
   if (byId('legend')) byId('legend').hidden = !heat;
   if (map && Number(version)) {
@@ -53,9 +58,9 @@ function extent() {
   return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
 }
 
-for (const id of ['composite', 'band-0', 'band-1', 'band-2', 'stretch', 'heat']) byId(id).addEventListener('change', show);
+byId('look').addEventListener('change', show);
 byId('look').addEventListener('submit', (event) => event.preventDefault());
-const start = byId('composite').options[0].value.split(',');
+const start = composite().split(',');
 for (const place of [0, 1, 2]) byId(`band-${place}`).value = start[place] ?? start[0];
 
 // A finer version has come: the facts are fetched by htmx, and say which it is.
@@ -74,8 +79,12 @@ if (byId('map')) {
   if (holder.dataset.outline) {
     outline();
     map.setPaintProperty('footprint-fill', 'fill-opacity', 0);
-    const [west, south, east, north] = extent();
-    map.fitBounds([[west, south], [east, north]], { padding: 28, animate: false });
+    const fit = () => {
+      const [west, south, east, north] = extent();
+      map.fitBounds([[west, south], [east, north]], { padding: Math.min(40, holder.clientWidth / 14), animate: false });
+    };
+    addButtons(map, [[ICONS.all, 'All of the scene', fit]]);
+    fit();
   }
   prepareBox();
 }

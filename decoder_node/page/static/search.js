@@ -31,4 +31,9 @@ document.getElementById('in-view').addEventListener('click', () => {
 map.on('moveend', () => showScenes(map, features));
 document.body.addEventListener('htmx:afterSwap', (event) => { if (event.detail.target.id === 'found') refresh(); });
 openOnClick(map);
+document.getElementById('more').addEventListener('click', (event) => {
+  const open = form.classList.toggle('open');
+  event.target.setAttribute('aria-expanded', String(open));
+});
 await refresh();
+container.dataset.ready = 'yes';
