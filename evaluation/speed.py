@@ -34,8 +34,8 @@ from evaluation.worker import limited_to
 QUALITY: Final = 40.0
 RUNS: Final = 5
 RUNS_MIN: Final = 2
-BUDGET_S: Final = 15.0
-CROP: Final = 384
+BUDGET_S: Final = 12.0
+CROP: Final = 256
 """Pixels a side of what settings are searched on."""
 
 Kind = Literal["lossy", "lossless"]
@@ -47,6 +47,8 @@ class Racer:
 
     spec: CodecSpec
     kind: Kind
+    setting: float | None = None
+    """None: to be found."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,12 @@ def speeds(
     """Times and ratios by number of threads, each kind on its own track."""
     shapes = {kind: track.scene.grids[0].shape for kind, track in tracks.items()}
     found: dict[str, Any] = {"shapes": shapes, "quality": QUALITY}
+    settings: list[float | None] = [None] * len(racers)  # found once: they are the same for any number of threads
     for count in threads:
-        specs = [Racer(CodecSpec(r.spec.label, r.spec.classical, r.spec.model, count), r.kind) for r in racers]
+        specs = [
+            Racer(CodecSpec(r.spec.label, r.spec.classical, r.spec.model, count), r.kind, setting)
+            for r, setting in zip(racers, settings, strict=True)
+        ]
         of_scene = [(kind, cache.of_scene(one.scene, (np.load(one.path),))) for kind, one in tracks.items()]
         codecs = [(racer.kind, cache.of_codec(racer.spec)) for racer in specs]
         key = cache.key_of("speed", codecs, of_scene, cache.sources("evaluation/speed.py"), os.cpu_count())
@@ -75,6 +81,7 @@ def speeds(
         if times is None:
             times = _apart(dict(tracks), peak, specs, count)
             kept.put(key, times)
+        settings = [one["setting"] for one in times]
         samples = {kind: track.scene.samples for kind, track in tracks.items()}
         found[str(count)] = _compared(times, samples, "cpu" if count == 1 else "clock")
     return found
@@ -102,7 +109,9 @@ def race(tracks: dict[Kind, Track], peak: float, racers: tuple[Racer, ...]) -> l
         codec.load("encode")
         codec.load("decode")
         codecs.append(codec)
-        if racer.kind == "lossless":
+        if racer.setting is not None:
+            setting = racer.setting
+        elif racer.kind == "lossless":
             setting = 0.0
         elif racer.spec.classical is None:
             setting = QUALITY
