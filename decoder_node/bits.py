@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,21 +69,28 @@ def _overlap(cells: Numbers, tiles: Numbers) -> Numbers:
 def write_bits(path: Path, manifest: Manifest, lengths: npt.NDArray[np.integer]) -> Path:
     """`bits_per_tile` as a GeoTIFF of float32 in the place of the scene's finest grid. It appears whole or not at
     all."""
-    bits = bits_per_tile(manifest, lengths)
-    grid = max(manifest.scene.grids, key=lambda one: one.height)
-    lattices, layout = manifest.lattices(), manifest.layout()
+    lattices = manifest.lattices()
     finest = max(range(len(lattices)), key=lambda number: lattices[number].height)
-    core = layout.tiles(finest).core * grid.height / lattices[finest].height  # px of the grid
-    profile = {"driver": "GTiff", "count": 1, "height": bits.shape[0], "width": bits.shape[1], "dtype": "float32"}
+    return write_tiles(path, manifest, finest, bits_per_tile(manifest, lengths)[None], {"bits per sample": "bit"})
+
+
+def write_tiles(
+    path: Path, manifest: Manifest, number: int, tiles: npt.NDArray[np.generic], bands: dict[str, str], **more: Any
+) -> Path:
+    """A GeoTIFF of (bands, rows, columns), a pixel for each tile of a lattice, in the place of the scene's finest grid.
+    `bands`: their names, and units or nothing; `more` of the profile. It appears whole or not at all."""
+    grid = max(manifest.scene.grids, key=lambda one: one.height)
+    core = manifest.layout().tiles(number).core * grid.height / manifest.lattices()[number].height  # px of the grid
+    profile = {"driver": "GTiff", "count": len(tiles), "height": tiles.shape[1], "width": tiles.shape[2], **more}
     crs, _ = crs_of(grid.crs)
     place = (
         {} if grid.transform is None else {"transform": rasterio.Affine(*grid.transform) @ rasterio.Affine.scale(core)}
     )
     with warnings.catch_warnings(), MemoryFile() as memory:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with memory.open(crs=crs, compress="deflate", **place, **profile) as dataset:
-            dataset.write(bits, 1)
-            dataset.set_band_description(1, "bits per sample")
-            dataset.units = ("bit",)
+        with memory.open(crs=crs, compress="deflate", dtype=tiles.dtype, **place, **profile) as dataset:
+            dataset.write(tiles)
+            dataset.descriptions = tuple(bands)
+            dataset.units = tuple(bands.values())
         write_whole(path, memory.read())
     return path

@@ -235,6 +235,9 @@ def list_scenes(archive: Path, as_json: bool) -> None:
     for row in rows:
         done = f"{100 * row['chunks_committed'] // row['chunks']:>3} %"
         what = row["reason"] or row["path"] or ""
+        if "land_cover" in row["facts"]:
+            seen = [f"{name} {share:.0f} %" for name, share in row["facts"]["land_cover"].items()]
+            what += f"  ({', '.join(seen)}; cloud {row['facts'].get('cloud_percent', 0):.0f} % of the scene)"
         print(f"{row['scene_id'][:12]}  {row['state']:11}  {done}  {row['bytes']:>12}  {row['name']}  {what}".rstrip())
 
 

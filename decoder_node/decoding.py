@@ -79,6 +79,7 @@ def decode_stream(
     """
     try:
         from decoder_node.compose import decode_rows
+        from decoder_node.cover import facts_of
         from decoder_node.decoder import PlaneDecoder
         from decoder_node.raster import output_paths, write_cog
         from decoder_node.reference import among, reference_of
@@ -120,6 +121,7 @@ def decode_stream(
         "model": manifest.bundle_name,
         **({"reference": manifest.reference.hex()} if manifest.reference else {}),
         **estimated_quality(manifest),
+        **facts_of(manifest),
         "decode_s": round(time.monotonic() - began, 3),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         **part,
@@ -183,6 +185,7 @@ def archive_scene(
     try:
         from decoder_node.bits import write_bits
         from decoder_node.catalogue import add_item
+        from decoder_node.cover import COVER, write_cover
         from decoder_node.enhance import archive_products
         from decoder_node.footprint import footprint
         from decoder_node.quicklook import write_quicklook
@@ -201,9 +204,10 @@ def archive_scene(
     decoded = decode_stream(source, target, model_folders, there=there, references=streams)
     picture = write_quicklook(folder / f"{scene_id[:12]}.png", decoded.manifest.scene, decoded.paths)
     bits = write_bits(folder / f"{scene_id[:12]}.bits.tif", decoded.manifest, decoded.lengths)
+    cover = write_cover(folder / f"{scene_id[:12]}{COVER}", decoded.manifest)
     received = datetime.fromtimestamp(received_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     facts = {"received": received, **decoded.facts}
-    assets = [*decoded.paths, picture, bits, *([stream] if there is None else [])]
+    assets = [*decoded.paths, picture, bits, *([] if cover is None else [cover]), *([stream] if there is None else [])]
     if there is None:
         assets += archive_products(decoded.paths, folder / scene_id[:12], model_folders)
     item = add_item(archive, scene_id, decoded.manifest, assets, facts)
@@ -215,6 +219,7 @@ def archive_scene(
         "item": str(item.relative_to(archive)),
         "quicklook": str(picture.relative_to(archive)),
         "bits": str(bits.relative_to(archive)),
+        **({} if cover is None else {"cover": str(cover.relative_to(archive))}),
         "place": place_of(decoded.manifest.scene, footprint(decoded.manifest.scene)),
         **decoded.facts,
     }

@@ -15,6 +15,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from decoder_node import cover
 from decoder_node.enhance import ENHANCED, described
 from decoder_node.footprint import footprint
 from decoder_node.raster import band_numbers
@@ -29,6 +30,7 @@ EXTENSIONS: Final = [
     f"https://stac-extensions.github.io/{name}/schema.json"
     for name in ("eo/v2.0.0", "file/v2.1.0", "processing/v1.2.0", "projection/v2.0.0", "raster/v2.0.0")
 ]
+CLASSIFICATION: Final = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
 BITS: Final = ".bits.tif"
 _EPOCH: Final = "1970-01-01T00:00:00.000Z"
 _DAY: Final = timedelta(days=1, milliseconds=-1)
@@ -80,13 +82,16 @@ def make_item(
         properties["downlink:stream_bytes"] = stream_bytes
         properties["downlink:bits_per_sample"] = round(8 * stream_bytes / scene.samples, 6)
     properties |= {f"downlink:{key}": value for key, value in facts.items()}
+    if "cloud_percent" in facts:
+        properties["eo:cloud_cover"] = facts["cloud_percent"]
+    covered = any(path.name.endswith(cover.COVER) for path in assets)
     codes = {_proj(grid).get("proj:code") for grid in scene.grids}
     if len(codes) == 1 and None not in codes:
         properties["proj:code"] = codes.pop()
     item: Json = {
         "type": "Feature",
         "stac_version": STAC_VERSION,
-        "stac_extensions": EXTENSIONS,
+        "stac_extensions": [*EXTENSIONS, *([CLASSIFICATION] if covered else [])],
         "id": scene_id,
         "geometry": geometry,
         **({"bbox": bbox} if bbox else {}),
@@ -96,7 +101,7 @@ def make_item(
             {"rel": "parent", "href": "../collection.json", "type": "application/json"},
             {"rel": "collection", "href": "../collection.json", "type": "application/json"},
         ],
-        "assets": _assets(scene, assets, folder),
+        "assets": _assets(manifest, assets, folder),
         "collection": "scenes",
     }
     return item
@@ -113,15 +118,17 @@ def interval(acquired: str | None, received: str) -> Json:
     return {"datetime": utc(datetime.fromisoformat(acquired))}
 
 
-def _assets(scene: Scene, paths: Sequence[Path], folder: Path) -> Json:
-    rasters = [p for p in paths if p.suffix == ".tif" and not p.name.endswith(BITS) and ENHANCED not in p.name]
+def _assets(manifest: Manifest, paths: Sequence[Path], folder: Path) -> Json:
+    scene, small = manifest.scene, (BITS, cover.COVER)
+    rasters = [p for p in paths if p.suffix == ".tif" and not p.name.endswith(small) and ENHANCED not in p.name]
     if len(rasters) != len(scene.grids):
         raise ValueError(f"{len(rasters)} GeoTIFFs for a scene of {len(scene.grids)} grids")
     assets: Json = {}
     for path in paths:
         media, roles = _MEDIA.get(path.suffix, ("application/octet-stream", ["metadata"]))
-        if path.name.endswith(BITS):
-            media, roles = "image/tiff; application=geotiff", ["bits", "metadata"]
+        if path.name.endswith(small):
+            role = "bits" if path.name.endswith(BITS) else "land-cover"
+            media, roles = "image/tiff; application=geotiff", [role, "metadata"]
         asset: Json = {"href": Path(os.path.relpath(path, folder)).as_posix(), "type": media, "roles": roles}
         if path.is_file():
             asset["file:size"] = path.stat().st_size
@@ -130,6 +137,8 @@ def _assets(scene: Scene, paths: Sequence[Path], folder: Path) -> Json:
         if path.name.endswith(BITS):
             asset |= {"title": "Bits per sample that each tile took: where the scene was hard to foretell"}
             asset |= {"bands": [{"name": "bits per sample"}], "data_type": "float32"}
+        if path.name.endswith(cover.COVER):
+            asset |= cover.described(manifest)
         if ENHANCED in path.name:
             asset |= described(path)
             key = path.name.partition(".")[2].removesuffix(".tif").replace(".", "_")  # NAME_enhanced

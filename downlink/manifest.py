@@ -25,6 +25,7 @@ from downlink import limits
 from downlink import scene as scenes
 from downlink.checksum import crc32c
 from downlink.chunk import ChunkList, GridCoding, Layout, check_chunk
+from downlink.cover import Cover
 from downlink.errors import Malformed, Unsupported
 from downlink.lattice import Lattice, Resolution, coded_scene, lattices
 from downlink.scene import Scene
@@ -59,6 +60,8 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
     """Which bands repeat pixels, which grids lie on each other: one per grid, or none where nothing of it is so."""
     reference: bytes = b""
     """Id of the scene that this one is coded against (`downlink.reference`); empty: alone."""
+    cover: Cover | None = None
+    """What the encoder has seen in each tile, if it was asked to say."""
 
     @classmethod
     def of(
@@ -73,6 +76,7 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
         chunks: Iterable[bytes],
         resolutions: Sequence[Resolution] = (),
         reference: bytes = b"",
+        cover: Cover | None = None,
     ) -> Manifest:
         """The manifest of a finished stream: `chunks` are all but the pages, in index order, read once and hashed."""
         pages = listed.pages()
@@ -96,6 +100,7 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
             pages=tuple((len(page), crc32c(page)) for page in pages),
             resolutions=tuple(resolutions),
             reference=reference,
+            cover=cover,
         )
         manifest.validate()
         return manifest
@@ -129,7 +134,7 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
         """The manifest as bytes. Raises what `validate` raises."""
         self.validate()
         fields = msgspec.to_builtins(self, builtin_types=(bytes,))
-        while not fields[-1]:  # resolutions, reference: what most scenes do not have is not written
+        while not fields[-1]:  # resolutions, reference, cover: what most scenes do not have is not written
             fields.pop()
         raw = msgspec.msgpack.encode(_thin(fields))
         limits.at_most(len(raw), limits.MANIFEST_RAW_BYTES_MAX, "manifest: bytes before zstd", "drop tags of the scene")
@@ -174,6 +179,10 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True,
             raise Malformed(
                 "manifest: states resolutions beside a grid of method 'exact', which is coded as it is stored"
             )
+        if self.cover is not None:
+            if not 0 <= self.cover.lattice < len(self.codings):
+                raise Malformed(f"manifest: the cover is of lattice {self.cover.lattice}, of {len(self.codings)}")
+            self.cover.validate(len(layout.tiles(self.cover.lattice)))
         if self.chunk_count != len(layout):
             raise Malformed(f"manifest: states {self.chunk_count} chunks, its geometry gives {len(layout)}")
         if len(self.pages) != layout.pages:

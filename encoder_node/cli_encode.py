@@ -17,6 +17,7 @@ from downlink.errors import DownlinkError, SceneError
 from encoder_node.durable import shown, whole_file
 from encoder_node.options import (
     bytes_of,
+    land_cover_option,
     layers_of,
     layers_option,
     model_of,
@@ -31,10 +32,11 @@ from encoder_node.options import (
 if TYPE_CHECKING:
     from downlink.reference import Reference
     from downlink.scene import Scene
-    from encoder_node.clouds import CloudFree
     from encoder_node.encoder import PlaneEncoder
     from encoder_node.outbox import Entry, Outbox
+    from encoder_node.source import Source
     from encoder_node.spool import EncodedScene
+    from encoder_node.survey import Survey
     from encoder_node.target import Target
 
     Known = Callable[[Scene, PlaneEncoder], contextlib.AbstractContextManager[Reference | None]]
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 @click.argument("out", type=click.Path(path_type=Path))
 @target_options
 @skip_clouds_option
+@land_cover_option
 @click.option(
     "--reference", type=click.Path(path_type=Path, exists=True), metavar="REF.dl|DIR",
     help="Code what differs from this stream of the same place, if that is less; of a folder, from its newest.",
@@ -92,6 +95,7 @@ def encode(
 @target_options
 @priority_option
 @skip_clouds_option
+@land_cover_option
 @layers_option
 @outbox_mb
 @click.option("--unless-delivered", is_flag=True, help="Do nothing about a scene that the ground has had already.")
@@ -181,27 +185,40 @@ def _encoded(
 ) -> Iterator[EncodedScene]:
     """A scene, encoded, against the reference that is `known` for it, if there is one; its chunks wait in a temporary
     file in `spool`."""
-    from encoder_node.source import Source, open_source
+    from encoder_node.source import open_source
 
     source: Source = open_source(scene)
-    clouds: CloudFree | None = None
     try:
         for note in source.notes:
             click.echo(f"Note: {shown(scene)}: {note}", err=True)
-        percent = click.get_current_context().params["skip_clouds"]
-        if percent is not None:
-            from encoder_node.clouds import CloudFree, released_head
+        given, survey, found = click.get_current_context().params, None, {}
+        if given["land_cover"] or given["skip_clouds"] is not None:
+            from encoder_node.survey import Survey, released_head
 
-            source = clouds = CloudFree(source, percent, released_head())
+            survey = Survey(released_head())
+        if survey is not None and given["skip_clouds"] is not None:
+            from encoder_node.clouds import CloudFree
+
+            source = free = CloudFree(source, given["skip_clouds"], survey, exactly=target.max_error is not None)
+            found = free.skipped
+        with _encode(source, model, target, threads, spool, known, survey if given["land_cover"] else None) as encoded:
+            if survey is not None:
+                encoded.annotate({"cloud_percent": round(survey.cloud_percent, 1), **found})
+            yield encoded
+    finally:
+        source.close()
+
+
+@contextlib.contextmanager
+def _encode(
+    source: Source, model: str, target: Target, threads: int, spool: Path, known: Known | None, survey: Survey | None
+) -> Iterator[EncodedScene]:
+    """By method `exact`, or through a bundle's network."""
+    with _progress(source.scene.name) as progress:
         if target.max_error is not None:
             from encoder_node.exact import encode_exact
 
-            with (
-                _progress(scene.name) as progress,
-                encode_exact(source, target.max_error, target.settings, spool, progress) as encoded,
-            ):
-                if clouds is not None:
-                    clouds.note_in(encoded)
+            with encode_exact(source, target.max_error, target.settings, spool, progress, survey) as encoded:
                 yield encoded
             return
         from downlink.bundle import find
@@ -211,14 +228,9 @@ def _encoded(
         encoder = PlaneEncoder(find(model), threads, click.get_current_context().params["effort"])
         with (
             contextlib.nullcontext() if known is None else known(source.scene, encoder) as reference,
-            _progress(scene.name) as progress,
-            encode_scene(source, encoder, target, spool, progress, reference) as encoded,
+            encode_scene(source, encoder, target, spool, progress, reference, survey) as encoded,
         ):
-            if clouds is not None:
-                clouds.note_in(encoded)
             yield encoded
-    finally:
-        source.close()
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from downlink.errors import SceneError
 from encoder_node.options import (
     address,
     address_or_none,
+    land_cover_option,
     layers_option,
     outbox_folder,
     outbox_mb,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @priority_option
 @skip_clouds_option
+@land_cover_option
 @layers_option
 @click.option(
     "--model-key", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
@@ -139,6 +141,8 @@ def standing_of() -> Standing:
         always += [f"--importance={given['importance'].absolute()}", f"--outside={given['outside']}"]
     if given["priority"] != 0:
         always.append(f"--priority={'anomaly' if given['priority'] is None else given['priority']}")
+    if given["land_cover"]:
+        always.append("--land-cover")
     for name in ("model", "outbox_mb", "skip_clouds"):
         if given[name] is not None:
             always.append(f"--{name.replace('_', '-')}={given[name]}")

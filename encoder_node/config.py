@@ -54,6 +54,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     weights: str | None = None
     priority: int | Literal["anomaly"] | None = None
     skip_clouds: float | None = None
+    land_cover: bool | None = None
     threads: Annotated[int, Meta(ge=1, le=64)] | None = None
     metrics: str | None = None
     log_level: str | None = None

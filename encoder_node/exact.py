@@ -32,6 +32,7 @@ from encoder_node.exact_walk import Sample
 from encoder_node.mask_spool import MaskSpool
 from encoder_node.source import Source
 from encoder_node.spool import EncodedScene, Spool
+from encoder_node.survey import Survey
 from encoder_node.tiles import LatticeReader
 
 GROUPS: Final = 3
@@ -61,14 +62,15 @@ def encode_exact(
     settings: dict[str, str | float],
     spool_dir: Path | None = None,
     progress: Progress | None = None,
+    survey: Survey | None = None,
 ) -> EncodedScene:
-    """Encode a scene with errors of at most `max_error`. `progress(done, total)` counts tiles."""
+    """Encode a scene with errors of at most `max_error`. `progress(done, total)` counts tiles. A `survey` is shown all
+    tiles, and what it has seen stands in the manifest."""
     scene = source.scene
     validate(scene)
-    readers = [
-        LatticeReader(source, lattice, number, tile_size(lattice.grid))
-        for number, lattice in enumerate(lattices(scene, ()))
-    ]
+    readers = readers_of(source)
+    if survey is not None:
+        survey.begin(readers)
     done, total = 0, sum(len(reader.tiles) for reader in readers)
 
     def advance() -> None:
@@ -80,10 +82,19 @@ def encode_exact(
     spool = Spool(spool_dir)
     try:
         codings = tuple(_GridEncoder(reader, max_error, spool).encode(advance) for reader in readers)
-        return EncodedScene(spool, scene, codings, NO_BUNDLE, NO_BUNDLE_NAME, settings)
+        cover = None if survey is None else survey.cover
+        return EncodedScene(spool, scene, codings, NO_BUNDLE, NO_BUNDLE_NAME, settings, cover=cover)
     except BaseException:
         spool.close()
         raise
+
+
+def readers_of(source: Source) -> list[LatticeReader]:
+    """The grids of a scene as they are cut and read."""
+    return [
+        LatticeReader(source, lattice, number, tile_size(lattice.grid))
+        for number, lattice in enumerate(lattices(source.scene, ()))
+    ]
 
 
 def tile_size(grid: Grid) -> int:

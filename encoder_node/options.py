@@ -147,6 +147,11 @@ skip_clouds_option = click.option(
     help="Send nothing of tiles of which more than P % is cloud or snow (Sentinel-2's bands, reflectances).",
 )  # fmt: skip
 
+land_cover_option = click.option(
+    "--land-cover", is_flag=True,
+    help="Say in the manifest what each tile shows: its land cover, and how much of it is cloud. Two bytes a tile.",
+)  # fmt: skip
+
 
 def bytes_of(megabytes: float | None) -> int | None:
     return None if megabytes is None else int(megabytes * 1e6)

@@ -41,6 +41,7 @@ from encoder_node.reference import Foreknown, foresee
 from encoder_node.refine import Decided
 from encoder_node.source import Source
 from encoder_node.spool import EncodedScene, Spool
+from encoder_node.survey import Survey
 from encoder_node.target import Estimate, Target, rate_slope, search_step, secant, step_of_quality
 from encoder_node.tiles import LatticeReader, NotRepeated, TilePixels, sample_windows
 from encoder_node.weights import band_weights, check_names
@@ -283,6 +284,14 @@ class _LatticeEncoder:
         yield batch
 
 
+def readers_of(source: Source, resolutions: Sequence[Resolution], side: int | None = None) -> list[LatticeReader]:
+    """The lattices of a scene as they are cut and read: in tiles of this side, or of what fits."""
+    return [
+        LatticeReader(source, lattice, number, side or tile_side(lattice.height, lattice.width))
+        for number, lattice in enumerate(lattices(source.scene, resolutions))
+    ]
+
+
 def tile_side(height: int, width: int) -> int:
     """Pixels along the tiles of a lattice: the smallest of those from TILE on that leaves fewest of them."""
     if max(height, width) > SMALL_PX:
@@ -378,18 +387,20 @@ def encode_scene(
     spool_dir: Path | None = None,
     progress: Progress | None = None,
     reference: Reference | None = None,
+    survey: Survey | None = None,
 ) -> EncodedScene:
     """Encode a scene. `progress(done, total)` counts tiles. A `reference` is used if that takes fewer bits, and if its
-    lattices are the scene's. Raises SceneError for input that cannot be taken."""
+    lattices are the scene's. A `survey` is shown all tiles, and what it has seen stands in the manifest. Raises
+    SceneError for input that cannot be taken."""
     validate(source.scene)
     if target.max_error is not None:
-        return encode_exact(source, target.max_error, target.settings, spool_dir, progress)
+        return encode_exact(source, target.max_error, target.settings, spool_dir, progress, survey)
     check_names(target.weights, [band for grid in source.scene.grids for band in grid.bands])
     resolutions = resolutions_of(source)
     try:
-        return _encode(source, encoder, target, resolutions, spool_dir, progress, reference)
+        return _encode(source, encoder, target, resolutions, spool_dir, progress, reference, survey)
     except NotRepeated:  # sample windows had promised more than the whole scene keeps
-        return _encode(source, encoder, target, (), spool_dir, progress, reference)
+        return _encode(source, encoder, target, (), spool_dir, progress, reference, survey)
 
 
 def _encode(
@@ -400,18 +411,20 @@ def _encode(
     spool_dir: Path | None,
     progress: Progress | None,
     reference: Reference | None,
+    survey: Survey | None,
 ) -> EncodedScene:
     scene = source.scene
     importance = None if target.importance is None else target.importance.on(scene.grids[0])
-    readers = [
-        LatticeReader(source, lattice, number, TILE if importance else tile_side(lattice.height, lattice.width))
-        for number, lattice in enumerate(lattices(scene, resolutions))
-    ]
+    readers = readers_of(source, resolutions, TILE if importance else None)
+    if survey is not None:
+        survey.begin(readers)
     encoders = [_LatticeEncoder(reader, encoder, target.weights, importance) for reader in readers]
     steps = _steps(target, scene, encoders)
     chosen = [] if reference is None else _against(encoders, steps, reference)
     if chosen:
         encoders, steps = chosen, _steps(target, scene, chosen)
+        if survey is not None:
+            survey.begin([one.reader for one in chosen])
     based_on = bytes.fromhex(reference.scene_id) if chosen and reference is not None else b""
     done, total = 0, sum(len(reader.tiles) for reader in readers)
 
@@ -426,8 +439,9 @@ def _encode(
         try:
             codings = tuple(one.encode(step, spool, advance) for one, step in zip(encoders, steps, strict=True))
             bundle = encoder.bundle
+            cover = None if survey is None else survey.cover
             settings = target.settings
-            return EncodedScene(spool, scene, codings, bundle.id, bundle.name, settings, resolutions, based_on)
+            return EncodedScene(spool, scene, codings, bundle.id, bundle.name, settings, resolutions, based_on, cover)
         except BaseException:
             spool.close()
             raise

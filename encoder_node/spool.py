@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from downlink.chunk import ChunkKey, ChunkList, GridCoding, Layout
+from downlink.cover import Cover
 from downlink.lattice import Resolution, coded_scene
 from downlink.manifest import Manifest, scene_id
 from downlink.scene import Scene
@@ -67,6 +68,7 @@ class EncodedScene:
         settings: dict[str, str | float],
         resolutions: Sequence[Resolution] = (),
         reference: bytes = b"",
+        cover: Cover | None = None,
     ) -> None:
         self._spool = spool
         self._layout = Layout(coded_scene(scene, resolutions), codings)
@@ -84,6 +86,7 @@ class EncodedScene:
             chunks=self._listed(),
             resolutions=resolutions,
             reference=reference,
+            cover=cover,
         )
         self.manifest_bytes = self.manifest.pack()
 

@@ -8,7 +8,7 @@ the neighbour fills them with, so that both ends of a border agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -130,6 +130,42 @@ class TilePixels:
         if held != coded:
             beyond[:, :, : held[0], : held[1]] = out
         return beyond
+
+    def latents(self, chosen: NDArray[np.intp]) -> Floats:
+        """Transform coefficients (chosen members, 64, blocks down, blocks across) of blocks that hold pixels. Nodata
+        counts as the mean of the band's valid pixels, which `coefficients` knows better: not to be coded."""
+        held = tuple(-(-side // dct.BLOCK) for side in self.tile.window[2:])
+        out = np.zeros((len(chosen), dct.CHANNELS, *held), np.float32)
+        half = self.lattice.half
+        for which, pixels in zip((False, True), self.wide, strict=True):
+            (places,) = (half[chosen] == which).nonzero()
+            if len(places):
+                own = pixels[self._rank(chosen[places])]
+                hole = own == self.lattice.grid.nodata
+                if self.lattice.grid.nodata is not None and hole.any():
+                    mean = np.where(hole, 0, own).sum(axis=(1, 2)) / np.maximum(1, (~hole).sum(axis=(1, 2)))
+                    own = np.where(hole, mean[:, None, None], own).astype(np.float32)
+                self._transform(which, own, places, out)
+        return out
+
+    def valid_share(self, chosen: NDArray[np.intp]) -> NDArray[np.float64]:
+        """The share of valid samples in each block that holds pixels, (blocks down, blocks across): in the band of the
+        chosen members that has fewest."""
+        held = tuple(-(-side // dct.BLOCK) for side in self.tile.window[2:])
+        out = np.ones(held)
+        for which, pixels in ((False, self.full), (True, self.half)):
+            (places,) = (self.lattice.half[chosen] == which).nonzero()
+            if len(places) and self.lattice.grid.nodata is not None:
+                size = dct.BLOCK // (2 if which else 1)
+                own = pixels[self._rank(chosen[places]), : held[0] * size, : held[1] * size]
+                valid = (own != self.lattice.grid.nodata).reshape(-1, held[0], size, held[1], size)
+                np.minimum(out, valid.mean(axis=(2, 4)).min(axis=0), out=out)
+        return out
+
+    def _rank(self, members: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Where members are among those of their resolution."""
+        half = self.lattice.half
+        return np.asarray(np.where(half, np.cumsum(half), np.cumsum(~half))[members] - 1)
 
     def planes(self, front_end: FrontEnd, step: float, limit: float, out: Floats) -> None:
         """Coefficients of planes in steps, less what a reference says of them, clipped to +-limit, into `out` (planes,
@@ -258,6 +294,8 @@ class LatticeReader:
         self.source, self.lattice, self.number, self.foresight = source, lattice, number, foresight
         self.grid = lattice.grid
         self.tiles = TileGrid(lattice.height, lattice.width, core)
+        self.watcher: Callable[[TilePixels], None] | None = None
+        """Is shown every tile that is read by rows."""
         self._readers = self._grouped()
         self._frames: dict[tuple[int, bool, bytes], Frame] = {}
 
@@ -343,7 +381,10 @@ class LatticeReader:
             for number, tile, margin in zip(numbers[start : start + at_once], tiles, outer, strict=True):
                 first, last = tile.window.col - margin[2] - left, tile.window.col + tile.coded[1] + margin[3] - left
                 wide = full[:, :, first:last], half[:, :, first // 2 : last // 2]
-                yield TilePixels(number, tile, self.lattice, wide, margin, self)
+                found = TilePixels(number, tile, self.lattice, wide, margin, self)
+                if self.watcher is not None:
+                    self.watcher(found)
+                yield found
 
     def one(self, number: int) -> TilePixels:
         """A single tile."""

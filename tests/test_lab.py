@@ -18,8 +18,8 @@ torch = pytest.importorskip("torch", reason="pip install 'latent-downlink[traini
 from click.testing import CliRunner  # noqa: E402
 
 from downlink.bundle import Bundle  # noqa: E402
+from downlink.dct import FLAT  # noqa: E402
 from tests import scenes  # noqa: E402
-from training.cloud_head import train_head  # noqa: E402
 from training.config import ConfigError  # noqa: E402
 from training.lab import entropy, heads, penalties  # noqa: E402
 from training.lab import page as pages  # noqa: E402
@@ -34,6 +34,7 @@ from training.lab.tasks import anomaly, sequence, superresolve  # noqa: E402
 from training.lab.tasks.few_labels import land_cover  # noqa: E402
 from training.lab.trial import task_of  # noqa: E402
 from training.loop import find_rate, fit  # noqa: E402
+from training.survey_head import blocks, train_head  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -307,10 +308,17 @@ def test_the_rule_knows_its_land_covers(parcels: Places) -> None:
     assert land_cover(spectra).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_the_head_for_clouds_is_trained_to_tell_them(parcels: Places) -> None:
+def test_the_head_on_board_is_trained_to_tell_land_covers(parcels: Places) -> None:
     head = train_head(parcels)
-    flat = np.array([SPECTRA[k] for k in range(5)])[:, [1, 2, 3, 7], None, None] * np.ones((8, 8))
-    assert [bool(head.cloudy(one).all()) for one in flat] == [False, False, False, False, True]
+    flat = np.array([SPECTRA[k] for k in range(5)])[:, [1, 2, 3, 7]]
+    latents = np.zeros((4, 64, 1, 5), np.float32)
+    latents[:, 0, 0] = FLAT * flat.T
+    assert head.classify(latents).tolist() == [[0, 1, 2, 3, 4]]
+    found, truth = blocks(parcels.test[0])
+    scores = found @ torch.tensor(head.weights).T + torch.tensor(head.bias)
+    share = 100 * heads.balanced_accuracy(scores, truth, 5)
+    assert share > 90
+    assert f"balanced accuracy {share:.1f} %" in head.made
 
 
 def test_areas_under_curves_and_balanced_accuracies() -> None:

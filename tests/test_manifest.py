@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from downlink import limits
 from downlink.chunk import ChunkList, GridCoding
+from downlink.cover import Cover
 from downlink.errors import Corrupt, Malformed, StreamError, TooLarge, Unsupported
 from downlink.lattice import Resolution
 from downlink.manifest import VERSION, Manifest, scene_id
@@ -217,8 +218,8 @@ def test_values_that_disagree_are_refused_on_both_ends(changes: Any, error: type
         (VERSION_BYTE + zstandard.compress(b""), Malformed, "truncated"),
         (VERSION_BYTE + zstandard.compress(b"\x93\xa1\xff"), Malformed, "manifest: "),
         (packed_raw({"scene": 1}), Malformed, "Expected `array`"),
-        (packed_raw([*raw_of(), 1]), Malformed, "at most length 11"),
-        (packed_raw(raw_of()[:-3]), Malformed, "at least length 9"),
+        (packed_raw([*raw_of(), 1]), Malformed, "at most length 12"),
+        (packed_raw(raw_of()[:8]), Malformed, "at least length 9"),
         (VERSION_BYTE + zstandard.compress(b"\x91" * 100_000), Malformed, "manifest: "),
         (bytes(limits.MANIFEST_BYTES_MAX + 1), TooLarge, "65537 is above the limit of 65536"),
     ],
@@ -241,7 +242,7 @@ def rows_under(heading: str) -> list[list[str]]:
     return [[cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in lines]
 
 
-@pytest.mark.parametrize("struct", [Manifest, Scene, Grid, Band, GridCoding, Resolution])
+@pytest.mark.parametrize("struct", [Manifest, Cover, Scene, Grid, Band, GridCoding, Resolution])
 def test_the_document_lists_the_fields_in_their_order(struct: type[msgspec.Struct]) -> None:
     assert [row[0] for row in rows_under(f"{struct.__name__} fields")] == list(struct.__struct_fields__)
 
@@ -348,6 +349,7 @@ def test_hostile_manifests_are_refused_fast() -> None:
 
 IN_LITTLE_MEMORY = """
 import resource, sys
+from downlink.cover import Cover
 from downlink.errors import StreamError
 from downlink.manifest import Manifest
 lines = [bytes.fromhex(line) for line in sys.stdin.read().split()]

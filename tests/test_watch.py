@@ -129,13 +129,16 @@ def test_standing_targets_are_typed_as_submit_knows_them(tmp_path: Path) -> None
 def test_what_is_asked_of_every_scene_is_asked_of_each(tmp_path: Path, configured: bool) -> None:
     """Typed after `run`, or in the configuration file, and understood by `submit`."""
     needed = ["--outbox", str(tmp_path), "--ground", "127.0.0.1:1"]
-    wanted = {"priority": "anomaly", "skip_clouds": 80.0, "outbox_mb": 4000.0, "effort": "fast"}
+    wanted = {"priority": "anomaly", "skip_clouds": 80.0, "outbox_mb": 4000.0, "effort": "fast", "land_cover": True}
     if configured:
-        (tmp_path / "edge.toml").write_text('priority = "anomaly"\nskip_clouds = 80\noutbox_mb = 4000')
+        (tmp_path / "edge.toml").write_text(
+            'priority = "anomaly"\nskip_clouds = 80\noutbox_mb = 4000\nland_cover = true'
+        )
         above = main.make_context("encoder-node", ["--config", str(tmp_path / "edge.toml"), "run"])
         context = run.make_context("run", [*needed, "--effort=fast"], parent=above)
     else:
-        options = [f"--{name.replace('_', '-')}={value}" for name, value in wanted.items()]
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in wanted.items() if value is not True]
+        options.append("--land-cover")
         context = run.make_context("run", [*needed, *options])
     with context:
         standing = standing_of()
