@@ -26,9 +26,12 @@ from decoder_node import bounds
 from decoder_node.decoding import MissingExtra, Outcome, part_path, task
 from decoder_node.ledger import Ledger
 from decoder_node.log import log
+from decoder_node.reference import among, lineage
 from decoder_node.worker import Died, Job, Lost, Place, Process, Workers
 from downlink.errors import LinkError
+from downlink.manifest import Manifest
 from downlink.ranges import Range
+from downlink.stream import read_head
 
 if TYPE_CHECKING:
     from decoder_node.serving import Serving
@@ -47,6 +50,19 @@ def shared_task(
     """`decoding.task` on a worker that sees the archive's folder."""
     ranges = None if there is None else [Range(*item) for item in there]
     return task(Path(archive), scene_id, [Path(one) for one in model_folders], received_at, ranges, products)
+
+
+def _streams(job: Job) -> list[str]:
+    """The scenes whose streams a job takes, as far as they are here: references, and its own if it is complete."""
+    own = job.archive / "streams" / f"{job.scene_id}.dl"
+    source = own if job.there is None else part_path(job.archive, job.scene_id)
+    try:
+        with source.open("rb") as file:
+            manifest = Manifest.unpack(read_head(file))
+    except FileNotFoundError:
+        return []
+    found = [scene_id for scene_id, path in lineage(manifest, among([own.parent])) if path is not None]
+    return [job.scene_id, *found] if job.there is None else found
 
 
 def _stored(
@@ -147,11 +163,11 @@ class _Anywhere:
             arguments = (str(job.archive), job.scene_id, models, job.received_at, there, self._products)
             return await self._cluster.run(shared_task, job.scene_id, *arguments, clock_s=clock_s)
         store, content = self._store, None
-        if there is None:
-            name = f"streams/{job.scene_id}.dl"
+        for scene_id in await asyncio.to_thread(_streams, job):
+            name = f"streams/{scene_id}.dl"
             if not await asyncio.to_thread(store.has, name):
                 await asyncio.to_thread(store.put, job.archive / name, name)
-        else:
+        if there is not None:
             part = part_path(job.archive, job.scene_id)
             try:
                 if part.stat().st_size > PART_BYTES_MAX:

@@ -25,6 +25,7 @@ import numpy as np
 
 from decoder_node.disk import Disk
 from decoder_node.ledger import COMING, Ledger
+from decoder_node.reference import lacking
 from downlink.action import Arrival
 from downlink.checksum import crc32c
 from downlink.errors import Corrupt, StreamError
@@ -79,6 +80,8 @@ class Inbox:
             return SceneState(scene_id, State.DURABLE)
         if entry is not None and self._disk.exists(self.stream_path(scene_id)) and self._sealed_before(scene_id):
             return SceneState(scene_id, State.DURABLE)  # it was sealed, but for the ledger, whose disk had failed
+        if refusal := lacking(self._ledger, self._has, offered.manifest, node):
+            return SceneState(scene_id, State.REFUSED, (), refusal)
         if known := self._open.get(scene_id):
             return known
         size = len(head(offered.packed)) + offered.manifest.payload_bytes
@@ -96,6 +99,9 @@ class Inbox:
             self._ledger.begin(scene_id, offered.manifest, offered.packed, priority, size, node)
         self._open[scene_id] = offered
         return offered
+
+    def _has(self, scene_id: str) -> bool:
+        return self._disk.exists(self.stream_path(scene_id))
 
     def commit(self, arrivals: Sequence[Arrival]) -> None:
         """Write these chunks, sync them, then say so in the ledger: the answer to `Commit`."""

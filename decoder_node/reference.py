@@ -1,6 +1,7 @@
 """The scenes that a stream was coded against, where the ground keeps streams: files, folders, an archive, a store.
 
 A reference is needed whole: chunks that are damaged or not there are refused, with `StreamError`, `ReferenceMissing`.
+A scene is taken in only when all the references behind it are durable here, and of the same node.
 """
 
 from __future__ import annotations
@@ -8,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from decoder_node.decoder import PlaneDecoder
 from downlink import limits
 from downlink.errors import StreamError
+from downlink.frame import Refusal, RefusalCode
 from downlink.manifest import Manifest, scene_id
 from downlink.reference import Reference, Stream, opened
 from downlink.stream import StreamReader, read_head
+
+if TYPE_CHECKING:
+    from decoder_node.decoder import PlaneDecoder
+    from decoder_node.ledger import Ledger
 
 Find = Callable[[str], Path | None]
 """Where the stream of a scene lies, by its id."""
@@ -77,3 +83,36 @@ def lineage(manifest: Manifest, find: Find) -> Iterator[tuple[str, Path | None]]
             return
         with path.open("rb") as file:
             manifest = Manifest.unpack(read_head(file))
+
+
+def lacking(ledger: Ledger, there: Callable[[str], bool], manifest: Manifest, node: str) -> Refusal | None:
+    """Why a scene of `node` cannot be taken in yet: a reference behind it is not durable here, or its stream is not
+    `there`. If it was durable once, it may come again from now on."""
+    for _ in range(limits.REFERENCES_MAX):
+        if not manifest.reference:
+            return None
+        wanted = manifest.reference.hex()
+        entry = ledger.find(wanted)
+        if entry is not None and entry.node not in ("", node):
+            reason = f"its reference {wanted[:12]}… belongs to another node"
+            return Refusal(RefusalCode.FORBIDDEN, reason)
+        if entry is None or entry.durable_at is None or not there(wanted):
+            if entry is not None and entry.durable_at is not None:
+                reopen(ledger, wanted)
+            reason = f"the scene is coded against scene {wanted}, which is not here; send that one first"
+            return Refusal(RefusalCode.REFERENCE, reason, reference=wanted)
+        manifest = ledger.manifest(wanted)
+    reason = f"more than {limits.REFERENCES_MAX - 1} references, one behind the other; submit the scene itself again"
+    return Refusal(RefusalCode.MALFORMED, reason)
+
+
+def reopen(ledger: Ledger, scene_id: str) -> None:
+    """The stream of a scene that was durable is gone, and is wanted: it is taken in like a new one. What was decoded of
+    it stays until it is replaced."""
+    with ledger.writing() as db:
+        db.execute("DELETE FROM committed WHERE scene_id = ?", (scene_id,))
+        db.execute(
+            "UPDATE scenes SET state = 'receiving', durable_at = NULL, decoding = 0, failures = 0, interruptions = 0,"
+            " decoded_chunks = 0, reason = 'its stream was gone, and is sent again' WHERE scene_id = ?",
+            (scene_id,),
+        )

@@ -33,8 +33,11 @@ from decoder_node import catalogue
 from decoder_node.decoding import Outcome, task
 from decoder_node.durable import make_folder, sync_folder, write_whole
 from decoder_node.log import log
+from decoder_node.reference import lineage
 from downlink.errors import DownlinkError
+from downlink.manifest import Manifest
 from downlink.ranges import Range
+from downlink.stream import read_head
 
 JSON: Final = "application/json"
 
@@ -140,6 +143,23 @@ def _put_whole(path: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
+def _fetch_references(store: Store, archive: Path, scene_id: str) -> None:
+    """The streams of the references behind a scene whose own stream, or part of one, lies in `archive`."""
+    streams = archive / "streams"
+    here = [streams / f"{scene_id}.dl", archive / "inbox" / f"{scene_id}.part"]
+    with next(path for path in here if path.exists()).open("rb") as file:
+        manifest = Manifest.unpack(read_head(file))
+
+    def find(wanted: str) -> Path | None:
+        name = f"streams/{wanted}.dl"
+        if not store.has(name):
+            return None
+        store.get(name, archive / name)
+        return archive / name
+
+    list(lineage(manifest, find))
+
+
 def store_task(
     url: str,
     content: bytes | None,
@@ -161,6 +181,7 @@ def store_task(
             else:
                 (archive / "inbox").mkdir()
                 (archive / "inbox" / f"{scene_id}.part").write_bytes(content)
+            _fetch_references(store, archive, scene_id)
             outcome = task(archive, scene_id, [Path(one) for one in model_folders], received_at, ranges, products)
             if outcome.result is None:
                 return outcome

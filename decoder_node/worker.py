@@ -28,6 +28,8 @@ from decoder_node import bounds
 from decoder_node.decoding import Outcome, Task, task
 from decoder_node.ledger import Ledger
 from decoder_node.log import log, log_to_stderr
+from decoder_node.reference import among, lineage
+from downlink.manifest import Manifest
 from downlink.ranges import Range
 
 STOP_S = 4.0  # a decoding that is nearly done may end; the others begin anew at the next start
@@ -150,6 +152,7 @@ class Workers:
         self._trusts = trusts
         self._partial_after_s = partial_after_s
         self._taken: set[str] = set()  # being decoded, or waiting for the next start
+        self._referring: set[str] = set()  # of these, those that may wait for a reference
         self._news = asyncio.Event()
         self._stopping = False
         self._loops: list[asyncio.Task[None]] = []
@@ -161,7 +164,9 @@ class Workers:
         self._loops = [asyncio.create_task(self._loop()) for _ in range(self._count)]
 
     def wake(self, scene_id: str = "") -> None:
-        """A scene has become durable."""
+        """A scene has become durable: others may have waited for it."""
+        self._taken -= self._referring
+        self._referring.clear()
         self._news.set()
 
     async def stop(self, within_s: float = STOP_S) -> None:
@@ -229,7 +234,7 @@ class Workers:
         alive = True
         try:
             if self._trusts(manifest.bundle):
-                cpu_s = bounds.cpu_s(manifest.scene.samples)
+                cpu_s = bounds.cpu_s(manifest.scene.samples * await self._disk(lambda: self._streams(manifest)))
                 outcome = await self._run(place, self._job(scene_id, received_at, cpu_s))
             else:
                 outcome = Outcome(waits=f"bundle {manifest.bundle.hex()} is not among those that are trusted here")
@@ -246,6 +251,8 @@ class Workers:
         elif outcome.waits is not None:
             reason = outcome.waits
             await self._disk(lambda: self._ledger.waits(scene_id, reason))
+            if manifest.reference:
+                self._referring.add(scene_id)
             log.warning("cannot decode yet", extra={"scene": scene_id, "reason": reason})
         else:
             reason = outcome.failure or ""
@@ -265,7 +272,7 @@ class Workers:
         outcome, alive = Outcome(waits="its bundle is not among those that are trusted here"), True
         try:
             if self._trusts(manifest.bundle):
-                cpu_s = bounds.cpu_s(manifest.scene.samples)
+                cpu_s = bounds.cpu_s(manifest.scene.samples * await self._disk(lambda: self._streams(manifest)))
                 outcome = await self._run(place, self._job(scene_id, entry.offered_at, cpu_s, there))
         except Died as death:
             outcome, alive = Outcome(failure=str(death)), False
@@ -280,6 +287,10 @@ class Workers:
         else:
             log.info("not decoded in part", extra={**facts, "reason": outcome.waits or outcome.failure})
         return alive
+
+    def _streams(self, manifest: Manifest) -> int:
+        """How many streams decoding a scene takes: its own, and those of the references behind it."""
+        return 1 + len(list(lineage(manifest, among([self._archive / "streams"]))))
 
     @staticmethod
     async def _run(place: Place, job: Job) -> Outcome:

@@ -46,6 +46,7 @@ class RefusalCode(IntEnum):
     EXHAUSTED = 5
     BUSY = 6
     FORBIDDEN = 7
+    REFERENCE = 8
 
 
 class Verdict(IntEnum):
@@ -61,6 +62,7 @@ class Refusal:
     code: RefusalCode
     message: str
     retry_after_s: int = 0  # 0: never without an operator's word
+    reference: str = ""  # with REFERENCE: the id of the scene that the ground lacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class Welcome:
     software: str
     open_scenes_max: int = OPEN_SCENES_MAX
     reports: bool = False  # does it take `Report`?
+    references: bool = False  # does it take scenes that are coded against another?
 
 
 @dataclass(frozen=True, slots=True)

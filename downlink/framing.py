@@ -75,14 +75,17 @@ def edge_message(frame: EdgeFrame) -> pb.EdgeFrame:
 def ground_message(frame: GroundFrame) -> pb.GroundFrame:
     """The message of a frame that the ground says."""
     match frame:
-        case Welcome(revision, software, places, reports):
-            welcome = pb.Welcome(revision=revision, software=software, open_scenes_max=places, reports=reports)
+        case Welcome(revision, software, places, reports, references):
+            welcome = pb.Welcome(
+                revision=revision, software=software, open_scenes_max=places, reports=reports, references=references
+            )
             return pb.GroundFrame(welcome=welcome)
         case SceneState(scene_id, state, missing, refusal, payload_sha256):
             answer = None
             if refusal is not None:
                 name = pb.RefusalCode.Name(refusal.code)
                 answer = pb.Refusal(code=name, message=_cut(refusal.message), retry_after_s=refusal.retry_after_s)
+                answer.reference = bytes.fromhex(refusal.reference)
             message = pb.SceneState(
                 scene_id=bytes.fromhex(scene_id),
                 state=pb.State.Name(state),
@@ -150,7 +153,8 @@ def ground_frame(message: pb.GroundFrame) -> GroundFrame | None:
         case "welcome":
             welcome = message.welcome
             software = _text(welcome.software, limits.TEXT_BYTES_MAX, "Welcome.software")
-            return Welcome(welcome.revision, software, max(1, welcome.open_scenes_max), welcome.reports)
+            places = max(1, welcome.open_scenes_max)
+            return Welcome(welcome.revision, software, places, welcome.reports, welcome.references)
         case "scene_state":
             state = message.scene_state
             scene_id = _scene_id(state.scene_id, "SceneState")
@@ -212,7 +216,10 @@ def _refusal_in(scene_id: str, message: pb.Refusal) -> Refusal:
         code, retry_s = RefusalCode.UNSUPPORTED, retry_s or RETRY_S_MAX
     if code in (RefusalCode.EXHAUSTED, RefusalCode.BUSY) and not retry_s:
         raise LinkError(f"scene {scene_id[:12]}… is refused as {code.name} for ever: the frame is damaged")
-    return Refusal(code, _text(message.message, REASON_BYTES_MAX, "Refusal.message"), min(retry_s, RETRY_S_MAX))
+    if (code is RefusalCode.REFERENCE) != (len(message.reference) == 32):
+        raise LinkError(f"scene {scene_id[:12]}… is refused as {code.name} with {len(message.reference)} bytes of one")
+    reason = _text(message.message, REASON_BYTES_MAX, "Refusal.message")
+    return Refusal(code, reason, min(retry_s, RETRY_S_MAX), message.reference.hex())
 
 
 def _chunks_in(message: pb.Chunks) -> Chunks:

@@ -112,6 +112,7 @@ class EdgeSession:
         self._far = self.window.round_trip_s > FAR_S
         self._landed = 0.0  # when the latest chunk was sent that is known to have arrived
         self.reports = False  # does the ground want to know how we stand?
+        self.references: bool | None = None  # does it take scenes that are coded against another? None: not heard yet
         self.acknowledged = 0  # chunks, over the whole stream: tells a stream that got somewhere from one that did not
 
     @property
@@ -208,7 +209,7 @@ class EdgeSession:
                 if self._started is not None:
                     self._far = now - self._started > FAR_S
                 self._places = max(1, min(OPEN_SCENES_MAX, frame.open_scenes_max))
-                self.reports = frame.reports
+                self.reports, self.references = frame.reports, frame.references
             case SceneState():
                 actions = self._scene_state(frame, now)
             case Ack(scene_id, committed):

@@ -75,7 +75,7 @@ class GroundSession:
                     reason = f"the edge speaks revision {frame.revision}, the ground {REVISION}; update the older one"
                     return [Close(Status.FAILED_PRECONDITION, reason)]
                 self._greeted = True
-                welcome = Welcome(REVISION, self._software, self._places, reports=True)
+                welcome = Welcome(REVISION, self._software, self._places, reports=True, references=True)
                 return [Send(welcome), *self._asking.look(now)]
             case Offer() if self._greeted:
                 return self._offer(frame)

@@ -29,6 +29,7 @@ def _configure(ctx: click.Context, _: click.Parameter, value: Path | None) -> Pa
         except DownlinkError as error:
             raise click.ClickException(str(error)) from error
         ctx.default_map = dict.fromkeys(main.commands, given)
+        ctx.default_map["encode"] = {key: value for key, value in given.items() if key != "reference"}  # there, a file
     return value
 
 

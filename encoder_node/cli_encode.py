@@ -24,6 +24,7 @@ from encoder_node.options import (
     outbox_folder,
     outbox_mb,
     priority_option,
+    reference_option,
     skip_clouds_option,
     target_of,
     target_options,
@@ -31,7 +32,6 @@ from encoder_node.options import (
 
 if TYPE_CHECKING:
     from downlink.reference import Reference
-    from downlink.scene import Scene
     from encoder_node.encoder import PlaneEncoder
     from encoder_node.outbox import Entry, Outbox
     from encoder_node.source import Source
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from encoder_node.survey import Survey
     from encoder_node.target import Target
 
-    Known = Callable[[Scene, PlaneEncoder], contextlib.AbstractContextManager[Reference | None]]
+    Known = Callable[[Source, PlaneEncoder], contextlib.AbstractContextManager[Reference | None]]
 
 
 @click.command()
@@ -96,6 +96,7 @@ def encode(
 @priority_option
 @skip_clouds_option
 @land_cover_option
+@reference_option
 @layers_option
 @outbox_mb
 @click.option("--unless-delivered", is_flag=True, help="Do nothing about a scene that the ground has had already.")
@@ -106,6 +107,7 @@ def submit(
     model: str | None,
     threads: int,
     priority: int | None,
+    reference: str | None,
     layers: int | None,
     outbox_mb: float | None,
     unless_delivered: bool,
@@ -126,16 +128,20 @@ def submit(
     encoder-node submit a.tif b.tif --outbox /var/lib/encoder-node
     encoder-node submit fire.tif --outbox /var/lib/encoder-node --priority 10 --quality 60
     encoder-node submit *.tif --outbox /var/lib/encoder-node --priority anomaly
+    encoder-node submit tuesday.tif --outbox /var/lib/encoder-node --reference last
     encoder-node submit scene.dl --outbox /var/lib/encoder-node
     """
-    from encoder_node.anomaly import Urgency, urgency_of
     from encoder_node.outbox import Outbox
+    from encoder_node.reference_outbox import ReferenceGone
 
     failures = []
     with Outbox(outbox, create=True, bytes_max=bytes_of(outbox_mb), reserve=True) as box:
         asked = box.target()
         target, layers, bundle = target_of(asked), layers_of(layers, asked), model_of(model, outbox)
         again = not unless_delivered
+        known = box.references.of if reference == "last" else None
+        if known is not None:
+            box.references.bind()  # from now on delivered scenes are retained
         for scene in scenes:
             began = time.monotonic()
             try:
@@ -143,16 +149,13 @@ def submit(
                 if scene.suffix == ".dl":
                     entry, facts = _submit_stream(box, scene, priority, again, layers)
                 else:
-                    with _encoded(scene, bundle, target, threads, outbox) as encoded:
-                        urgency = Urgency(priority or 0)
-                        if priority is None:
-                            urgency = urgency_of(encoded.manifest, encoded.lengths)
-                            encoded.annotate({} if urgency.alert is None else {"alert": urgency.alert})
-                        entry = box.submit(
-                            encoded.manifest_bytes, encoded.chunks(), priority=urgency.priority, again=again,
-                            layers=layers, ahead=urgency.ahead,
-                        )  # fmt: skip
-                        facts = _facts(encoded, began)
+                    keep = partial(_keep, box, priority=priority, again=again, layers=layers, began=began)
+                    try:
+                        with _encoded(scene, bundle, target, threads, outbox, known) as encoded:
+                            entry, facts = keep(encoded)
+                    except ReferenceGone:  # something newer has replaced it in these seconds
+                        with _encoded(scene, bundle, target, threads, outbox) as encoded:
+                            entry, facts = keep(encoded)
             except (DownlinkError, OSError) as error:
                 if len(scenes) == 1:
                     raise
@@ -227,7 +230,7 @@ def _encode(
 
         encoder = PlaneEncoder(find(model), threads, click.get_current_context().params["effort"])
         with (
-            contextlib.nullcontext() if known is None else known(source.scene, encoder) as reference,
+            contextlib.nullcontext() if known is None else known(source, encoder) as reference,
             encode_scene(source, encoder, target, spool, progress, reference, survey) as encoded,
         ):
             yield encoded
@@ -246,6 +249,23 @@ def _progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
             bar.update(done - bar.pos)
 
         yield advance
+
+
+def _keep(
+    box: Outbox, encoded: EncodedScene, *, priority: int | None, again: bool, layers: int | None, began: float
+) -> tuple[Entry, dict[str, Any]]:
+    """Queue an encoded scene."""
+    from encoder_node.anomaly import Urgency, urgency_of
+
+    urgency = Urgency(priority or 0)
+    if priority is None:
+        urgency = urgency_of(encoded.manifest, encoded.lengths)
+        encoded.annotate({} if urgency.alert is None else {"alert": urgency.alert})
+    entry = box.submit(
+        encoded.manifest_bytes, encoded.chunks(), priority=urgency.priority, again=again, layers=layers,
+        ahead=urgency.ahead, anchored=True,
+    )  # fmt: skip
+    return entry, _facts(encoded, began)
 
 
 def _submit_stream(

@@ -16,11 +16,13 @@ from downlink.errors import SceneError
 from encoder_node.options import (
     address,
     address_or_none,
+    bytes_of,
     land_cover_option,
     layers_option,
     outbox_folder,
     outbox_mb,
     priority_option,
+    reference_option,
     skip_clouds_option,
     target_of,
     target_options,
@@ -70,6 +72,12 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @priority_option
 @skip_clouds_option
+@reference_option
+@click.option(
+    "--references-mb", type=click.FloatRange(0), metavar="N",
+    help="Retain at most N MB of delivered scenes that others may be coded against; the oldest place goes first."
+    "  [default: 256 once --reference was used; 0 turns it off]",
+)  # fmt: skip
 @land_cover_option
 @layers_option
 @click.option(
@@ -87,8 +95,9 @@ if TYPE_CHECKING:
 def run(
     outbox: Path, ground: str, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None,
     outbox_mb: float | None, watch: Path | None, once: bool, rate_kbps: float | None, window_kib: int,
-    contact: tuple[str, ...], contacts: Path | None, patience: float, model_key: Path | None, metrics: str | None,
-    model: str | None, log_level: str, **_: object,
+    contact: tuple[str, ...], contacts: Path | None, patience: float, reference: str | None,
+    references_mb: float | None, model_key: Path | None, metrics: str | None, model: str | None, log_level: str,
+    **_: object,
 ) -> None:  # fmt: skip
     """Send what the outbox holds, for as long as it takes.
 
@@ -127,6 +136,8 @@ def run(
     with Outbox(outbox, create=True, reserve=True) as box, _alone(outbox):
         from encoder_node.sender import Sender
 
+        if references_mb is not None or reference == "last":
+            box.references.bind(bytes_of(references_mb))
         models = Models(outbox, key, fixed)
         asyncio.run(_run(lambda: Sender(box, options, models), watch, standing, once, metrics))
 
@@ -143,7 +154,7 @@ def standing_of() -> Standing:
         always.append(f"--priority={'anomaly' if given['priority'] is None else given['priority']}")
     if given["land_cover"]:
         always.append("--land-cover")
-    for name in ("model", "outbox_mb", "skip_clouds"):
+    for name in ("model", "outbox_mb", "skip_clouds", "reference"):
         if given[name] is not None:
             always.append(f"--{name.replace('_', '-')}={given[name]}")
     return Standing(

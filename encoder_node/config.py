@@ -45,6 +45,8 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     contacts: str | None = None
     model: str | None = None
     model_key: str | None = None
+    reference: Literal["last"] | None = None
+    references_mb: Annotated[float, Meta(ge=0)] | None = None
     layers: Annotated[int, Meta(ge=1, le=64)] | None = None
     quality: float | None = None
     bits_per_sample: float | None = None

@@ -17,7 +17,20 @@ from functools import partial
 
 from downlink.action import Asked, Close, Delivered, EdgeAction, Kept, Outgoing, Paused, Refused, Send
 from downlink.errors import Corrupt, LinkError
-from downlink.frame import Answer, Ask, BundlePart, Chunks, EdgeFrame, GroundFrame, Report, Resend, Verdict
+from downlink.frame import (
+    Answer,
+    Ask,
+    BundlePart,
+    Chunks,
+    EdgeFrame,
+    GroundFrame,
+    Refusal,
+    RefusalCode,
+    Report,
+    Resend,
+    Verdict,
+    Welcome,
+)
 from downlink.manifest import scene_id as id_of
 from downlink.request import Install, Rollback, scene_of, unpack
 from downlink.session import EdgeSession
@@ -28,6 +41,7 @@ from encoder_node.outbox import Outbox
 POLL_S = 0.5  # how often the outbox is asked for news from other processes
 DRAIN_S = 0.3  # at least so long before the end of a pass nothing new is sent
 REPORT_S = 15.0  # how often the ground is told how the outbox stands, if that has changed
+WELCOME_S = 120.0  # by then a ground has introduced itself
 CANDIDATES = 4  # scenes that are looked at in advance; a large one has a list of lengths of 4 MiB
 
 
@@ -60,10 +74,14 @@ class Contact:
         self._candidates: deque[Outgoing] = deque()  # the next to be offered
         self._exhausted = False  # has the outbox no more than these?
         self._look_at = 0.0
+        self._dependants: list[str] = []  # when the contact began
+        self._welcome_by = 0.0
 
     @property
     def idle(self) -> bool:
         """Is there nothing to send, nothing to hear about, and no bundle to be tested?"""
+        if self._dependants and self.session.references is None:
+            return False  # some scenes wait to hear whether this ground knows references
         testing = self.models is not None and self.models.to_test() is not None
         return not self.session.known and not self._said and not testing
 
@@ -81,6 +99,8 @@ class Contact:
     def start(self, now: float) -> None:
         self._look_at = now
         self._outbox.begin_contact()
+        self._dependants = self._outbox.references.dependants()
+        self._welcome_by = now + WELCOME_S
         self._do(self.session.start(now), now)
 
     def next(self, now: float) -> EdgeFrame | None:
@@ -104,6 +124,8 @@ class Contact:
 
     def hear(self, frame: GroundFrame, now: float) -> None:
         """The ground has said this."""
+        if isinstance(frame, Welcome) and self.session.references is None:
+            self._welcomed(frame, now)
         before = self.session.acknowledged
         actions = self.session.receive(frame, now)
         if self.session.acknowledged > before or any(isinstance(action, Delivered | Kept) for action in actions):
@@ -115,7 +137,33 @@ class Contact:
 
     def tick(self, now: float) -> None:
         """Time has passed."""
+        if self._dependants and self.session.references is None and now >= self._welcome_by:
+            raise LinkError(f"the ground has not said within {WELCOME_S:.0f} s what it knows")
         self._do(self.session.tick(now), now)
+
+    def _welcomed(self, welcome: Welcome, now: float) -> None:
+        """It is known whether scenes that have a reference may be offered."""
+        self._exhausted, self._look_at = False, now
+        for scene_id in [] if welcome.references else self._outbox.references.dependants():
+            self._refuse(
+                scene_id,
+                "this ground does not know scenes that are coded against others; update it and `resend`, or submit "
+                "the scene itself again",
+            )
+
+    def _refuse(self, scene_id: str, reason: str) -> None:
+        """Give a scene up that no ground has refused."""
+        self._outbox.refused(scene_id, Refusal(RefusalCode.REFERENCE, reason), self._wall())
+        log.error("refused", extra={"scene": scene_id, "code": "reference", "reason": reason, "retry_s": 0})
+
+    def _lacking(self, scene_id: str, refusal: Refusal, now: float) -> None:
+        """The ground lacks a reference: it goes first."""
+        if reason := self._outbox.references.lost(scene_id, refusal.reference):
+            self._refuse(scene_id, reason)
+        else:
+            log.warning("reference lost", extra={"scene": scene_id, "reference": refusal.reference})
+        self._candidates.clear()
+        self._exhausted, self._look_at = False, now
 
     def tested(self, reason: str) -> None:
         """The bundle that `models` has to test works here, or this is wrong with it."""
@@ -208,7 +256,9 @@ class Contact:
         while self._candidates and self._candidates[0].scene_id in self.session.known:
             self._candidates.popleft()
         if now >= self._look_at or not (self._candidates or (self._exhausted and self.session.known)):
-            self._candidates = deque(self._outbox.due(CANDIDATES, without=self.session.known, now=self._wall()))
+            knows = bool(self.session.references)
+            due = self._outbox.due(CANDIDATES, without=self.session.known, now=self._wall(), references=knows)
+            self._candidates = deque(due)
             self._outbox.offering(self._candidates)
             self._exhausted = len(self._candidates) < CANDIDATES  # else there are more
             self._look_at = now + POLL_S
@@ -224,7 +274,7 @@ class Contact:
                 case Send(frame):
                     self._said.append(frame)
                 case Delivered(scene_id):
-                    self._outbox.delivered(scene_id)
+                    self._outbox.delivered(scene_id, references=bool(self.session.references))
                     log.info("delivered", extra={"scene": scene_id})
                 case Kept(scene_id):
                     self._outbox.kept(scene_id)
@@ -232,6 +282,8 @@ class Contact:
                 case Paused(outgoing, layer, lacks_from):
                     self._outbox.progress(outgoing, layer, lacks_from)
                     self._exhausted = False  # its turn comes again
+                case Refused(scene_id, refusal) if refusal.reference:
+                    self._lacking(scene_id, refusal, now)
                 case Refused(scene_id, refusal):
                     self._outbox.refused(scene_id, refusal, self._wall())
                     facts = {"scene": scene_id, "code": refusal.code.name.lower(), "reason": refusal.message}

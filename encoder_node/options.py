@@ -186,6 +186,10 @@ def tls_of(cert: Path | None, key: Path | None, ca: Path | None) -> Tls | None:
     return tls
 
 
+reference_option = click.option(
+    "--reference", type=click.Choice(["last"]),
+    help="last: code what differs from the last scene of the same place that the ground has, if that is less.",
+)  # fmt: skip
 layers_option = click.option(
     "--layers", type=click.IntRange(1, 64), metavar="N",
     help="Send so many layers of each scene, and keep the others until the ground asks for them. Default: all.",

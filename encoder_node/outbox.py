@@ -26,7 +26,7 @@ from typing import Final, Self
 import numpy as np
 
 from downlink.action import Outgoing
-from downlink.frame import Answer, Ask, Chunk, Refusal
+from downlink.frame import Answer, Ask, Chunk, Refusal, RefusalCode
 from downlink.manifest import Manifest, scene_id
 from downlink.ranges import Range
 from downlink.request import SetTarget
@@ -43,6 +43,7 @@ from encoder_node.outbox_file import (
     open_to_read,
     transaction,
 )
+from encoder_node.reference_outbox import ReferenceGone, References, prune, remember, retain, stream
 from encoder_node.room import Reserve
 
 __all__ = ["FILE", "Entry", "Outbox", "OutboxError", "OutboxFull"]
@@ -104,6 +105,7 @@ class Outbox:
         again: bool = False,
         layers: int | None = None,
         ahead: Sequence[Range] = (),
+        anchored: bool = False,
     ) -> Entry:
         """Keep a scene: its packed manifest and all its chunks, pages first. Durable when this returns. With `layers`,
         only so many are sent; the others wait to be asked for. Chunks in `ahead` go before others, in that order
@@ -113,7 +115,8 @@ class Outbox:
         given if these are higher, and for `ahead`, if it is given. With three exceptions: one that the ground refused
         is queued again, one whose chunks are damaged gets them anew, and so does a delivered or dropped one if it is to
         go `again`: the ground may have lost it since, and answers at once if it has not. Raises `OutboxFull` when there
-        is no room; nothing that is to be sent is dropped for it.
+        is no room; nothing that is to be sent is dropped for it. With `anchored`, `ReferenceGone` if the scene was
+        coded against one whose stream is not here any more.
         """
         manifest = Manifest.unpack(packed)
         name = scene_id(packed)
@@ -137,6 +140,8 @@ class Outbox:
                     priority = max(priority, row[2])
                 outbox_chunks.delete(self._db, row[0])
                 self._db.execute("DELETE FROM scenes WHERE number = ?", (row[0],))
+            if anchored and manifest.reference and stream(self._db, manifest.reference.hex()) is None:
+                raise ReferenceGone(f"scene {manifest.reference.hex()} was dropped; encode the scene again")
             self._make_room(size)
             facts = (priority, packed, size, time.time(), row is not None, layers, pack_ranges(ahead))
             number = self._db.execute(
@@ -148,13 +153,23 @@ class Outbox:
             lengths = outbox_chunks.insert(self._db, number, manifest, chunks)
             counted = (lengths.tobytes(), int(np.count_nonzero(lengths)), number)
             self._db.execute("UPDATE scenes SET lengths = ?, chunks = ? WHERE number = ?", counted)
+            remember(self._db, number, manifest)
             return self.entry(name)
 
+    @property
+    def references(self) -> References:
+        """Delivered scenes that others may be coded against."""
+        return References(self._db, self.folder)
+
     def check_room(self, size: int = 1) -> None:
-        """Raise `OutboxFull` unless a scene of `size` bytes may be taken in, for which kept ones may go."""
+        """Raise `OutboxFull` unless a scene of `size` bytes may be taken in, for which kept ones may go, and retained
+        ones that nothing depends on."""
         with guarded(self.folder):
-            if reason := room.lack(self._db, self.folder, self._bytes_max, size, without_kept=True):
-                raise OutboxFull(reason)
+            for _ in range(2):
+                if not (reason := room.lack(self._db, self.folder, self._bytes_max, size, without_kept=True)):
+                    return
+                prune(self._db, 0)
+            raise OutboxFull(reason)
 
     def _make_room(self, size: int) -> None:
         self.check_room(size)
@@ -176,12 +191,16 @@ class Outbox:
         with guarded(self.folder):
             return entries(self._db, "ORDER BY state = 'delivered', priority DESC, number")
 
-    def due(self, most: int, *, without: frozenset[str] = frozenset(), now: float | None = None) -> list[Outgoing]:
+    def due(
+        self, most: int, *, without: frozenset[str] = frozenset(), now: float | None = None, references: bool = True
+    ) -> list[Outgoing]:
         """At most `most` scenes to be sent now, leaving out those in `without`: the highest priority first, then the
-        lowest layer, as far as `progress` has told, then the oldest."""
+        lowest layer, as far as `progress` has told, then the oldest. Without `references`, none that has one."""
         moment = time.time() if now is None else now
+        for name, reason in self.references.stranded():
+            self.refused(name, Refusal(RefusalCode.REFERENCE, reason))
         with guarded(self.folder):
-            return due(self._db, most, without, self._fresh, moment)
+            return due(self._db, most, without, self._fresh, moment, references)
 
     def offering(self, scenes: Iterable[Outgoing]) -> None:
         """These are about to be offered: from now on, also after a crash, the ground may have something of them."""
@@ -229,16 +248,18 @@ class Outbox:
         with guarded(self.folder):
             return outbox_chunks.load(self._db, self._number(name), indexes, f"scene {name[:12]}… in {self.folder}")
 
-    def delivered(self, name: str) -> None:
-        """The ground has the scene, durably: forget its chunks."""
-        self._despite_full_disk(lambda: self._delivered(name))
+    def delivered(self, name: str, references: bool = False) -> None:
+        """The ground has the scene, durably: forget its chunks, unless others may be coded against it, and the ground
+        knows `references`."""
+        self._despite_full_disk(lambda: self._delivered(name, references))
 
-    def _delivered(self, name: str) -> None:
+    def _delivered(self, name: str, references: bool) -> None:
         with guarded(self.folder):
             with transaction(self._db):
                 query = "UPDATE scenes SET state = 'delivered', reason = NULL, settled_at = ? WHERE scene_id = ?"
                 self._db.execute(query, (time.time(), name))
-                outbox_chunks.delete(self._db, self._number(name))
+                if not (references and retain(self._db, name)):
+                    outbox_chunks.delete(self._db, self._number(name))
             if not self._db.execute("SELECT 1 FROM chunks LIMIT 1").fetchone():
                 # Nothing to move: gives the disk back at once. As a script: `execute` would stop after one page.
                 self._db.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")

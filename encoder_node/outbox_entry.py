@@ -13,6 +13,13 @@ from downlink.action import Outgoing
 from downlink.frame import RETRY_S_MAX
 from downlink.ranges import Range
 
+BEHIND: Final = (
+    "WITH RECURSIVE behind (scene_id, state, reference) AS"
+    " (SELECT r.scene_id, r.state, r.reference FROM scenes r WHERE r.scene_id = scenes.reference UNION"
+    " SELECT r.scene_id, r.state, r.reference FROM behind JOIN scenes r ON r.scene_id = behind.reference)"
+)
+"""What is known of the references behind a row of `scenes`, in a subquery."""
+_ANCHORED: Final = f"NOT EXISTS ({BEHIND} SELECT 1 FROM behind WHERE state != 'delivered')"
 COLUMNS: Final = "scene_id, name, state, priority, chunks, bytes, submitted_at, settled_at, reason"
 
 
@@ -40,15 +47,19 @@ def entries(db: sqlite3.Connection, where: str, values: Sequence[object] = ()) -
     return [Entry(*row) for row in db.execute(f"SELECT {COLUMNS} FROM scenes {where}", values)]
 
 
-def due(db: sqlite3.Connection, most: int, without: frozenset[str], fresh: set[str], now: float) -> list[Outgoing]:
+def due(
+    db: sqlite3.Connection, most: int, without: frozenset[str], fresh: set[str], now: float, references: bool = True
+) -> list[Outgoing]:
     """At most `most` scenes to be sent now, leaving out those in `without`: the highest priority first, then the lowest
     layer, then the oldest. The ground has nothing of those in `fresh`. A time to come back that is further off than any
-    ground would have named comes from a clock that was set back since: it is not waited for."""
+    ground would have named comes from a clock that was set back since: it is not waited for. A scene waits for its
+    reference while that is to be sent again, and, without `references`, for a ground that knows them."""
     marks = ",".join("?" * len(without))
     query = (
         "SELECT scene_id, manifest, lengths, priority, number, offered, coalesce(layer, 0), layers, first,"
         " lacks_from, ahead FROM scenes LEFT JOIN temp.progress USING (number)"
         f" WHERE state = 'queued' AND (not_before <= ? OR not_before > ?) AND scene_id NOT IN ({marks})"
+        f" AND (reference IS NULL OR {_ANCHORED if references else 'FALSE'})"
         " ORDER BY priority DESC, coalesce(layer, 0), number LIMIT ?"
     )
     return [

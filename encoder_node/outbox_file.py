@@ -16,7 +16,9 @@ from downlink import limits
 from downlink.errors import DownlinkError
 
 FILE: Final = "outbox.sqlite"
-VERSION: Final = 4  # 1 sent all layers of every scene, 2 heard no requests, 3 all tiles in their order
+VERSION: Final = (
+    5  # 1 sent all layers of every scene, 2 heard no requests, 3 all tiles in their order, 4 retained nothing
+)
 BUSY_S: Final = 60.0  # another process may be committing a large scene
 
 # A chunk's id is its scene's number * CHUNKS_MAX + its index: one B-tree in the order in which chunks are sent.
@@ -51,9 +53,17 @@ CREATE TABLE answered (
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 _AHEAD: Final = "ALTER TABLE scenes ADD COLUMN ahead BLOB NOT NULL DEFAULT x''"
+_REFERENCES: Final = """
+ALTER TABLE scenes ADD COLUMN place BLOB;
+ALTER TABLE scenes ADD COLUMN reference TEXT;
+ALTER TABLE scenes ADD COLUMN retained INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE scenes ADD COLUMN reasked INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX retained ON scenes (place, number) WHERE retained
+"""
 SCHEMA: Final = f"""
 {_SCENES}
 {_AHEAD};
+{_REFERENCES};
 CREATE TABLE chunks (id INTEGER PRIMARY KEY, crc32c INTEGER NOT NULL, content BLOB NOT NULL);
 CREATE TABLE watched (path TEXT PRIMARY KEY, signature TEXT NOT NULL, scene_id TEXT, reason TEXT);
 {_ANSWERED}
@@ -79,6 +89,7 @@ DROP TABLE settings;
 {_ANSWERED}
 """,
     3: _AHEAD,
+    4: _REFERENCES,
 }
 
 

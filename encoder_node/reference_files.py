@@ -13,17 +13,18 @@ from pathlib import Path
 from downlink.errors import SceneError, StreamError
 from downlink.manifest import Manifest, scene_id
 from downlink.reference import Reference, Stream, opened, place_of
-from downlink.scene import Scene
 from downlink.stream import StreamReader, read_head
 from encoder_node.encoder import PlaneEncoder
+from encoder_node.pipeline import resolutions_of
+from encoder_node.source import Source
 
 
 @contextmanager
-def reference_of(path: Path, scene: Scene, encoder: PlaneEncoder) -> Iterator[Reference | None]:
+def reference_of(path: Path, source: Source, encoder: PlaneEncoder) -> Iterator[Reference | None]:
     """The reference at `path`; of a folder, the newest file of the scene's place, or None."""
     with ExitStack() as files:
         if path.is_dir():
-            chosen = _newest(path, scene)
+            chosen = _newest(path, place_of(source.scene, resolutions_of(source)))
             if chosen is None:
                 yield None
                 return
@@ -52,8 +53,8 @@ def _finder(path: Path, files: ExitStack) -> Callable[[str], Stream | None]:
     return find
 
 
-def _newest(folder: Path, scene: Scene) -> Path | None:
-    """The newest stream of a scene's place. How its bands repeat is not known yet: then it is told when it is used."""
+def _newest(folder: Path, place: bytes) -> Path | None:
+    """The newest stream of a place."""
     found = []
     for path in folder.glob("*.dl"):
         with path.open("rb") as file:
@@ -61,7 +62,7 @@ def _newest(folder: Path, scene: Scene) -> Path | None:
                 manifest = Manifest.unpack(read_head(file))
             except StreamError:
                 continue
-        if not manifest.exact and place_of(manifest.scene, ()) == place_of(scene, ()):
+        if not manifest.exact and place_of(manifest.scene, manifest.resolutions) == place:
             found.append((path.stat().st_mtime, path))
     if not found and not any(folder.glob("*.dl")):
         raise SceneError(f"{folder} holds no stream (*.dl); name a file, or the folder of some")

@@ -163,7 +163,8 @@ def test_an_outbox_of_the_second_version_is_brought_up_to_date(tmp_path: Path, b
     made = stream()
     box.submit(made.packed, made.chunks)
     for statement in (
-        "ALTER TABLE scenes DROP COLUMN ahead",
+        "DROP INDEX retained",
+        *(f"ALTER TABLE scenes DROP COLUMN {name}" for name in ("ahead", "place", "reference", "retained", "reasked")),
         "DROP TABLE answered",
         "DROP TABLE settings",
         "CREATE TABLE answered (ask_id TEXT PRIMARY KEY, done INTEGER NOT NULL, message TEXT, at REAL)",

@@ -123,7 +123,10 @@ edge_frames = st.one_of(
     st.builds(Report, *[st.integers(0, 2**32 - 1), st.integers(0, 2**63 - 1)] * 2),
 )
 reasons = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=40)
-refusals = st.builds(Refusal, st.sampled_from(RefusalCode), reasons, st.integers(1, RETRY_S_MAX))
+others = [code for code in RefusalCode if code is not RefusalCode.REFERENCE]
+refusals = st.builds(Refusal, st.sampled_from(others), reasons, st.integers(1, RETRY_S_MAX)) | st.builds(
+    Refusal, st.just(RefusalCode.REFERENCE), reasons, st.just(0), ids
+)
 ground_frames = st.one_of(
     st.builds(Welcome, st.integers(0, 2**32 - 1), words, st.integers(1, 2**32 - 1)),
     st.builds(SceneState, ids, st.just(State.RECEIVING), ranges),

@@ -23,6 +23,7 @@ class RefusalCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REFUSAL_CODE_EXHAUSTED: _ClassVar[RefusalCode]
     REFUSAL_CODE_BUSY: _ClassVar[RefusalCode]
     REFUSAL_CODE_FORBIDDEN: _ClassVar[RefusalCode]
+    REFUSAL_CODE_REFERENCE: _ClassVar[RefusalCode]
 
 class AnswerCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -42,6 +43,7 @@ REFUSAL_CODE_TOO_LARGE: RefusalCode
 REFUSAL_CODE_EXHAUSTED: RefusalCode
 REFUSAL_CODE_BUSY: RefusalCode
 REFUSAL_CODE_FORBIDDEN: RefusalCode
+REFUSAL_CODE_REFERENCE: RefusalCode
 ANSWER_CODE_UNSPECIFIED: AnswerCode
 ANSWER_CODE_DONE: AnswerCode
 ANSWER_CODE_REFUSED: AnswerCode
@@ -98,16 +100,18 @@ class Hello(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("revision", "software", "open_scenes_max", "reports")
+    __slots__ = ("revision", "software", "open_scenes_max", "reports", "references")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     OPEN_SCENES_MAX_FIELD_NUMBER: _ClassVar[int]
     REPORTS_FIELD_NUMBER: _ClassVar[int]
+    REFERENCES_FIELD_NUMBER: _ClassVar[int]
     revision: int
     software: str
     open_scenes_max: int
     reports: bool
-    def __init__(self, revision: _Optional[int] = ..., software: _Optional[str] = ..., open_scenes_max: _Optional[int] = ..., reports: bool = ...) -> None: ...
+    references: bool
+    def __init__(self, revision: _Optional[int] = ..., software: _Optional[str] = ..., open_scenes_max: _Optional[int] = ..., reports: bool = ..., references: bool = ...) -> None: ...
 
 class Offer(_message.Message):
     __slots__ = ("scene_id", "manifest", "priority")
@@ -160,14 +164,16 @@ class SceneState(_message.Message):
     def __init__(self, scene_id: _Optional[bytes] = ..., state: _Optional[_Union[State, str]] = ..., missing: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., payload_sha256: _Optional[bytes] = ...) -> None: ...
 
 class Refusal(_message.Message):
-    __slots__ = ("code", "message", "retry_after_s")
+    __slots__ = ("code", "message", "retry_after_s", "reference")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
     code: RefusalCode
     message: str
     retry_after_s: int
-    def __init__(self, code: _Optional[_Union[RefusalCode, str]] = ..., message: _Optional[str] = ..., retry_after_s: _Optional[int] = ...) -> None: ...
+    reference: bytes
+    def __init__(self, code: _Optional[_Union[RefusalCode, str]] = ..., message: _Optional[str] = ..., retry_after_s: _Optional[int] = ..., reference: _Optional[bytes] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("scene_id", "committed")

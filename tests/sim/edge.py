@@ -46,9 +46,9 @@ class _Outbox(Outbox):
         self.judge.answered(self.database, ask, found, changed=self.database.surviving(ASKABLE) != before)
         return found
 
-    def delivered(self, name: str) -> None:
+    def delivered(self, name: str, references: bool = False) -> None:
         self.judge.forgotten(name)
-        super().delivered(name)
+        super().delivered(name, references)
 
 
 class EdgeMachine:
