@@ -152,7 +152,8 @@ def _tls(cert: Path | None, key: Path | None, ca: Path | None) -> Tls | None:
 @place_options
 @click.option(
     "--partial-after", type=click.FloatRange(0), default=10.0, show_default=True, metavar="S",
-    help="Decode what has come of a scene when nothing more has come for so long. 0: only complete scenes.",
+    help="Decode what has come of a scene so long after its offer, and again when a tenth more is there, as often at "
+    "most. 0: only complete scenes.",
 )  # fmt: skip
 @_models
 @click.option(

@@ -222,14 +222,15 @@ class Ledger:
         return None if row is None else str(row[0])
 
     def coarse(self, idle_s: float, without: Iterable[str] = (), now: float | None = None) -> str | None:
-        """A scene that is not complete and worth decoding as far as it has come: nothing more has come for `idle_s`,
-        and a tenth of it or more since the last time; or less than that, and nothing for six times as long. Nodes take
-        turns; then by priority."""
+        """A scene that is not complete and worth decoding as far as it has come: a tenth of it or more has come since
+        the last time, which (or its offer) is `idle_s` ago, so that it sharpens while it comes; or less has, and
+        nothing more for six times as long. Nodes take turns; then by priority."""
         left_out, moment = list(without), time.time() if now is None else now
         marks = ",".join("?" * len(left_out))
         have = "(SELECT sum(count) FROM committed WHERE committed.scene_id = scenes.scene_id)"
         query = (
-            f"SELECT scene_id, {have} AS have FROM scenes WHERE durable_at IS NULL AND progress_at < ?"
+            f"SELECT scene_id, {have} AS have FROM scenes WHERE durable_at IS NULL"
+            " AND min(progress_at, max(offered_at, coalesce(decoded_at, 0))) < ?"
             f" AND state IN ('receiving', 'partial') AND interruptions < ? AND scene_id NOT IN ({marks})"
             " AND have > decoded_chunks AND (have - decoded_chunks >= chunks / 10.0 OR progress_at < ?)"
             f" ORDER BY {_TURN}, priority DESC, decoded_at, progress_at LIMIT 1"

@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from decoder_node.ledger import FAILURES_MAX, FILE, INTERRUPTIONS_MAX, Ledger, LedgerError
@@ -135,6 +136,7 @@ def test_a_ledger_of_an_earlier_version_is_brought_up_to_date(tmp_path: Path, ve
     )
     assert again.committed(coming.id) == [Range(0, 12)]
     assert again.coarse(10.0) == coming.id  # its last news is as old as its offer, for all we know
+    again.partial(coming.id, 12, {})
     again.commit([(coming.id, Range(12, 2))])
     assert again.coarse(10.0) is None
     assert again._db.execute("SELECT count(*) FROM asks").fetchone() == (0,)
@@ -241,6 +243,24 @@ def test_a_scene_that_stops_coming_is_worth_decoding_once_for_what_has_come(ledg
     assert (entry.state, entry.result["assets"]) == ("durable", ["a.tif"])
     ledger.decoded(scene_id, {"assets": ["a.tif"], "missing": 0.0})
     assert state(ledger, scene_id) == "decoded"
+
+
+def test_a_scene_that_keeps_coming_sharpens_now_and_then(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = stream()
+    scene_id, count, now = begin(ledger, made), len(made.chunks), time.time()
+    decoded = []
+    for second in range(0, 4 * count):
+        monkeypatch.setattr(time, "time", lambda second=second: now + second)
+        if second % 4 == 0:  # a chunk every four seconds: never quiet for ten
+            ledger.commit([(scene_id, Range(second // 4, 1))])
+        if ledger.coarse(10.0) == scene_id:
+            decoded.append(second)
+            ledger.partial(scene_id, second // 4 + 1, {"assets": ["a.tif"]})
+    gaps = np.diff(decoded)
+    assert len(decoded) >= 4
+    assert decoded[0] >= 10
+    assert all(gaps >= 10), "not before ten seconds have passed since the last time"
+    assert all(gaps // 4 + 1 >= count / 10), "and not for less than a tenth more"
 
 
 def test_nodes_take_turns_with_parts_as_well(ledger: Ledger) -> None:
