@@ -35,7 +35,7 @@ from downlink.stream import StreamReader, read_head
 if TYPE_CHECKING:
     from decoder_node.compose import Row
 
-ERROR_OF_STEP, RATE_POWER = 0.74, 0.36  # see `estimated_quality`
+ERROR_OF_STEP, RATE_POWER, RATE_MIN = 0.74, 0.36, 0.06  # see `estimated_quality`
 NEEDS_GROUND = "pip install 'latent-downlink[ground]' brings it"
 
 
@@ -135,9 +135,10 @@ def estimated_quality(manifest: Manifest) -> dict[str, float]:
 
     A uniform quantiser of step s errs by s / sqrt(12) where it does not round to zero, and by less where a subband is
     weaker than that, as most are: the fewer bits a scene takes, the more of it. `ERROR_OF_STEP` x rate ** `RATE_POWER`
-    is the share that was left on Sentinel-2 scenes from 0.06 to 1.1 bits per sample, where it meets the true PSNR
-    within 1.2 dB. Importance and weights are not known here: then it is further off. The rate of a scene that has a
-    reference says nothing of its error.
+    is the share that was left on Sentinel-2 scenes from 0.06 to 1.1 bits per sample; below `RATE_MIN` nothing is said,
+    because what little there is says nothing of the error. `python -m evaluation.estimate` measures how far it is off.
+    Importance and weights are not known here: then it is further off. The rate of a scene that has a reference says
+    nothing of its error.
     """
     if manifest.reference:
         return {}
@@ -146,6 +147,8 @@ def estimated_quality(manifest: Manifest) -> dict[str, float]:
     peak = 255.0 if manifest.scene.grids[0].dtype == "uint8" else 10_000.0
     steps = [coding.step for coding in manifest.codings if coding.method == "planes"]
     rate = 8 * manifest.payload_bytes / manifest.scene.samples
+    if rate < RATE_MIN:
+        return {}
     share = min(1.0, ERROR_OF_STEP * rate**RATE_POWER)
     error = max(share * max(steps) / math.sqrt(12), math.sqrt(1 / 12))  # pixels are whole numbers
     return {"estimated_psnr_db": round(20 * math.log10(peak / error), 1)}

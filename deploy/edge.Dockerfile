@@ -1,7 +1,7 @@
 # The satellite side: encoder-node, for linux/amd64 and linux/arm64 (`docker buildx build --platform ...`): every
 # dependency has wheels for both, nothing is compiled. No torch, no GDAL; `--build-arg EXTRA=[edge-gdal]` adds GDAL.
 #   docker build -f deploy/edge.Dockerfile -t downlink-edge .
-FROM python:3.11-slim-bookworm AS build
+FROM python:3.11-bookworm AS build
 ARG EXTRA=""
 WORKDIR /src
 COPY pyproject.toml constraints.txt hatch_build.py README.md LICENSE ./

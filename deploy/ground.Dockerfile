@@ -2,7 +2,7 @@
 #   docker build -f deploy/ground.Dockerfile -t downlink-ground .
 #   docker run downlink-ground --help
 #   docker run --entrypoint /opt/downlink/bin/dask downlink-ground worker tcp://scheduler:8786 --nthreads 1
-FROM python:3.11-slim-bookworm AS build
+FROM python:3.11-bookworm AS build
 WORKDIR /src
 COPY pyproject.toml constraints.txt hatch_build.py README.md LICENSE ./
 COPY downlink downlink
