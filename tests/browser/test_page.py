@@ -67,7 +67,8 @@ class Station:
     def settle(self) -> None:
         """Until the map, if there is one, shows all that it has asked for."""
         self.page.wait_for_timeout(400)
-        until(lambda: bool(self.page.evaluate("document.getElementById('map')?.dataset.idle !== 'no'")))
+        drawn = "!document.getElementById('map') || document.getElementById('map').dataset.idle === 'yes'"
+        until(lambda: bool(self.page.evaluate(drawn)))
 
     def ready(self) -> None:
         until(lambda: bool(self.page.evaluate("document.getElementById('map').dataset.ready === 'yes'")))

@@ -65,7 +65,7 @@ export async function makeMap(container, options = {}) {
   container.querySelector('.maplibregl-ctrl-attrib')?.removeAttribute('open');
   container.querySelector('.maplibregl-compact-show')?.classList.remove('maplibregl-compact-show');
   map.on('dataloading', () => { container.dataset.idle = 'no'; });
-  map.on('idle', () => { container.dataset.idle = 'yes'; }); // all that is asked for is drawn
+  map.on('idle', () => { if (map.getSource('land')) container.dataset.idle = 'yes'; }); // all that is asked for is drawn
   await new Promise((done) => map.once('load', done));
   const paint = paints();
   const { land, borders } = await world();
