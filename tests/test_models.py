@@ -2,86 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import hashlib
 import itertools
-import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from click.testing import CliRunner
 
 import encoder_node.models
-from downlink.bundle import JSON, Bundle, released, split
+from downlink.bundle import JSON
 from downlink.frame import PART_BYTES_MAX, Answer, BundlePart, Progress, Verdict
-from downlink.request import Install
-from encoder_node.cli import main as edge_cli
 from encoder_node.config import ConfigError
-from encoder_node.models import NEEDED, Models
-from encoder_node.options import model_of
+from encoder_node.models import Models
 from encoder_node.outbox import Outbox
 from encoder_node.sender import Options, Sender
-from encoder_node.trial import trial
-from tests import scenes
-
-ASK, AGAIN = "a1" * 16, "b2" * 16
-
-
-def bundle_files(name: str = "made", weights: bytes = b"weights" * 9000) -> dict[str, bytes]:
-    """A bundle that can be installed, and would fail any trial: its models are none. Small, but of several parts."""
-    files = dict.fromkeys(NEEDED, b"x") | {"tables.bin": weights, "card.md": b"# made"}
-    stated = {
-        "format": 1, "name": name, "version": "1", "kind": "planes", "parameters": {},
-        "files": {file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
-    }  # fmt: skip
-    return {JSON: json.dumps(stated).encode(), **files}
-
-
-def install_of(files: dict[str, bytes], signature: bytes = b"") -> Install:
-    listed = tuple((name, len(content)) for name, content in files.items())
-    return Install(hashlib.sha256(files[JSON]).hexdigest(), listed, signature)
+from tests.installing import AGAIN, ASK, bundle_files, install_of, installed, name_of, send
 
 
 @pytest.fixture(autouse=True)
 def any_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no ONNX is refused elsewhere (test_graph.py)."""
     monkeypatch.setattr("downlink.bundle.check_graph", lambda content, what: None)
-
-
-def send(models: Models, files: dict[str, bytes], ask_id: str = ASK, signature: bytes = b"") -> Answer | None:
-    """As the ground does it: all parts from where it has got to. The answer if one comes before the test."""
-    content = b"".join(files.values())
-    said = models.begin(ask_id, install_of(files, signature))
-    while isinstance(said, Progress) and said.offset < len(content):
-        piece = content[said.offset : said.offset + PART_BYTES_MAX]
-        step = models.part(BundlePart(ask_id, said.offset, piece))
-        assert step is not None
-        said = step
-    return said if isinstance(said, Answer) else None
-
-
-def installed(models: Models, files: dict[str, bytes], ask_id: str = ASK) -> Answer:
-    assert send(models, files, ask_id) is None
-    assert models.to_test() is not None
-    answer = models.tested("")
-    assert answer is not None
-    return answer
-
-
-def name_of(models: Models) -> str | None:
-    """Of the active bundle, every file of which is checked."""
-    if models.active is None:
-        return None
-    bundle = Bundle.read(models.active)
-    bundle.verify()
-    assert bundle.id.hex() == models.active.name
-    return bundle.name
 
 
 @pytest.fixture
@@ -388,65 +332,3 @@ def test_a_key_that_cannot_be_used_is_said_at_once(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
     with pytest.raises(ConfigError, match=r"takes the package cryptography; pip install 'latent-downlink\[signed\]'"):
         Key(tmp_path / "bad.pem")
-
-
-# --- trials ---
-
-
-@pytest.fixture(scope="module")
-def universal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle") / "universal"
-    folder.mkdir()
-    for name, content in split(released("universal"), "encoder").items():
-        (folder / name).write_bytes(content)
-    return folder
-
-
-def test_a_released_bundle_passes(universal: Path) -> None:
-    assert asyncio.run(trial(universal)) == ""
-
-
-def test_one_that_does_not_work_is_told(universal: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    shutil.copytree(universal, broken)
-    (broken / "encoder.onnx").write_bytes(b"no model")
-    assert "sha256" in asyncio.run(trial(broken))
-    stated = json.loads((broken / JSON).read_bytes())
-    test = json.loads((broken / "selftest.json").read_bytes())
-    (broken / "encoder.onnx").write_bytes((universal / "encoder.onnx").read_bytes())
-    (broken / "selftest.json").write_text(json.dumps({**test, "sha256": "0" * 64}))
-    stated["files"]["selftest.json"] = hashlib.sha256((broken / "selftest.json").read_bytes()).hexdigest()
-    (broken / JSON).write_text(json.dumps(stated))
-    assert "its prior gives" in asyncio.run(trial(broken))
-
-
-def test_one_that_takes_for_ever_is_given_up(universal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("encoder_node.trial.CLOCK_S", 0.01)
-    assert "did not end within" in asyncio.run(trial(universal))
-
-
-def test_new_scenes_are_encoded_with_it(universal: Path, tmp_path: Path) -> None:
-    """`submit` takes the installed bundle, unless --model is typed."""
-    np.save(tmp_path / "patch.npy", scenes.pixels(bands=2, height=64, width=64))
-    files = {path.name: path.read_bytes() for path in sorted(universal.iterdir())}
-    stated = json.loads(files[JSON])
-    files = {JSON: json.dumps({**stated, "name": "sent-up", "version": "9"}).encode()} | {
-        name: content for name, content in files.items() if name != JSON
-    }
-    box = tmp_path / "box"
-    box.mkdir()
-    installed(Models(box), files)
-
-    def model(*options: str) -> str:
-        command = ["submit", str(tmp_path / "patch.npy"), "--outbox", str(box), "--json", *options]
-        result = CliRunner().invoke(edge_cli, command)
-        assert result.exit_code == 0, result.output
-        return str(json.loads(result.stdout)["model"])
-
-    assert model() == "sent-up"
-    assert model("--model", "universal") == "universal"
-    assert model_of(None, tmp_path / "elsewhere") == "universal"
-    shown = json.loads(CliRunner().invoke(edge_cli, ["models", "--outbox", str(box), "--json"]).stdout)
-    assert (shown["name"], shown["installed"], shown["previous"]) == ("sent-up", True, "")
-    text = CliRunner().invoke(edge_cli, ["models", "--outbox", str(box)]).stdout
-    assert "installed by the ground; before: the operator's own" in text
