@@ -112,9 +112,9 @@ class Survey:
 
     def see(self, tile: TilePixels) -> None:
         """Judge a tile by its blocks of which at least half is valid."""
-        kinds = self.head.classify(tile.latents(self._places))
-        valid = tile.valid_share(self._places) >= 0.5
-        self._counts[tile.number] = np.bincount(kinds[valid], minlength=len(self.head.classes))
+        latents, valid = tile.latents(self._places)
+        kinds = self.head.classify(latents)[valid >= 0.5]
+        self._counts[tile.number] = np.bincount(kinds, minlength=len(self.head.classes))
 
     @cached_property
     def _cloud(self) -> int:

@@ -131,41 +131,26 @@ class TilePixels:
             beyond[:, :, : held[0], : held[1]] = out
         return beyond
 
-    def latents(self, chosen: NDArray[np.intp]) -> Floats:
-        """Transform coefficients (chosen members, 64, blocks down, blocks across) of blocks that hold pixels. Nodata
-        counts as the mean of the band's valid pixels, which `coefficients` knows better: not to be coded."""
+    def latents(self, chosen: NDArray[np.intp]) -> tuple[Floats, NDArray[np.float64]]:
+        """Transform coefficients (chosen members, 64, blocks down, blocks across) of blocks that hold pixels, and the
+        share of samples that are valid in each block, in the worst of these bands. Nodata counts as the mean of the
+        band's valid pixels, which `coefficients` knows better: not to be coded."""
         held = tuple(-(-side // dct.BLOCK) for side in self.tile.window[2:])
         out = np.zeros((len(chosen), dct.CHANNELS, *held), np.float32)
-        half = self.lattice.half
-        for which, pixels in zip((False, True), self.wide, strict=True):
-            (places,) = (half[chosen] == which).nonzero()
-            if len(places):
-                own = pixels[self._rank(chosen[places])]
-                hole = own == self.lattice.grid.nodata
-                if self.lattice.grid.nodata is not None and hole.any():
-                    mean = np.where(hole, 0, own).sum(axis=(1, 2)) / np.maximum(1, (~hole).sum(axis=(1, 2)))
-                    own = np.where(hole, mean[:, None, None], own).astype(np.float32)
-                self._transform(which, own, places, out)
-        return out
-
-    def valid_share(self, chosen: NDArray[np.intp]) -> NDArray[np.float64]:
-        """The share of valid samples in each block that holds pixels, (blocks down, blocks across): in the band of the
-        chosen members that has fewest."""
-        held = tuple(-(-side // dct.BLOCK) for side in self.tile.window[2:])
-        out = np.ones(held)
-        for which, pixels in ((False, self.full), (True, self.half)):
-            (places,) = (self.lattice.half[chosen] == which).nonzero()
-            if len(places) and self.lattice.grid.nodata is not None:
+        valid = np.ones(held)
+        half, nodata = self.lattice.half, self.lattice.grid.nodata
+        rank = np.where(half, np.cumsum(half), np.cumsum(~half)) - 1  # among members of one resolution
+        for place, member in enumerate(chosen.tolist()):
+            which = bool(half[member])
+            band = self.wide[which][rank[member] : rank[member] + 1]
+            if nodata is not None and (hole := band == nodata).any():
                 size = dct.BLOCK // (2 if which else 1)
-                own = pixels[self._rank(chosen[places]), : held[0] * size, : held[1] * size]
-                valid = (own != self.lattice.grid.nodata).reshape(-1, held[0], size, held[1], size)
-                np.minimum(out, valid.mean(axis=(2, 4)).min(axis=0), out=out)
-        return out
-
-    def _rank(self, members: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Where members are among those of their resolution."""
-        half = self.lattice.half
-        return np.asarray(np.where(half, np.cumsum(half), np.cumsum(~half))[members] - 1)
+                own = ~hole[self.inside(which)][0, : held[0] * size, : held[1] * size]
+                np.minimum(valid, own.reshape(held[0], size, held[1], size).mean(axis=(1, 3)), out=valid)
+                mean = np.where(hole, 0, band).sum(dtype=np.float64) / max(1, int((~hole).sum()))
+                band = np.where(hole, mean, band).astype(np.float32)
+            self._transform(which, band, np.array([place]), out)
+        return out, valid
 
     def planes(self, front_end: FrontEnd, step: float, limit: float, out: Floats) -> None:
         """Coefficients of planes in steps, less what a reference says of them, clipped to +-limit, into `out` (planes,

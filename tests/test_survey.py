@@ -117,7 +117,7 @@ def test_features_are_means_and_deviations_of_blocks() -> None:
     array = (2000 + 300 * smooth / smooth.std()).clip(1).round().astype(np.uint16)
     scene = Scene("noise", (Grid(96, 96, "uint16", tuple(map(Band, NAMES))),))
     reader = LatticeReader(ArraySource(scene, array), lattices(scene, ())[0], 0, 96)
-    found = features(reader.one(0).latents(np.arange(4)))
+    found = features(reader.one(0).latents(np.arange(4))[0])
     blocks = array.reshape(4, 12, 8, 12, 8).astype(float) / 10000
     means, deviations = blocks.mean(axis=(2, 4)), blocks.std(axis=(2, 4))
     assert np.abs(found[:4] - means).mean() < 0.01 * means.mean()

@@ -1,6 +1,7 @@
 """The head that says what tiles show (encoder_node/survey.py): latents of four bands of a block -> its land cover.
 
     python -m training.survey_head --data ../shared/corpus > encoder_node/head.json
+    python -m training.survey_head --data ../shared/corpus --cost      what it adds to the time of encoding
 
 Labels are a decision tree's on all twelve bands (training/lab/tasks/few_labels.py), so a rule's and not a surveyor's;
 the head sees the latents of the four of 10 m, as the encoder node makes them. It is tested on other places, on all
@@ -9,6 +10,7 @@ blocks that the rule is sure of; what it got there stands in the file.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
@@ -17,11 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from downlink.bundle import find
 from downlink.dct import BLOCK
 from downlink.lattice import lattices
 from downlink.scene import Band, Grid, Scene
+from encoder_node.encoder import PlaneEncoder
+from encoder_node.pipeline import encode_scene
 from encoder_node.source_array import ArraySource
-from encoder_node.survey import Head, features
+from encoder_node.survey import Head, Survey, features, released_head
+from encoder_node.target import Target
 from encoder_node.tiles import LatticeReader
 from training.lab import heads
 from training.lab.places import BANDS, TEN_METRES, Place, Places, read_places
@@ -45,7 +51,7 @@ def blocks(place: Place) -> tuple[Tensor, Tensor]:
     for row in range(reader.tiles.rows):
         for tile in reader.row(row):
             down, across = (side // BLOCK for side in tile.tile.window[2:])
-            found = features(tile.latents(np.array(TEN_METRES)))[:, :down, :across]
+            found = features(tile.latents(np.array(TEN_METRES))[0])[:, :down, :across]
             own = tile.full[:, : down * BLOCK, : across * BLOCK].reshape(bands, down, BLOCK, across, BLOCK)
             means = torch.from_numpy(own.mean(axis=(2, 4), dtype=np.float32).reshape(bands, -1).T / 10000)
             seen.append(torch.from_numpy(found.reshape(len(found), -1).T))
@@ -92,10 +98,31 @@ def train_head(places: Places) -> Head:
     return Head(names, CLASSES, CLASSES[CLOUD], tuple(rounded), tuple(round(float(v), 4) for v in bias), made)
 
 
+def cost(places: Places, side: int = 2048, rounds: int = 8) -> float:
+    """Per cent that looking at the tiles adds to the processor time of encoding, the least of some rounds of each: of
+    the largest place, repeated to `side`, at quality 50, on one thread."""
+    encoder = PlaneEncoder(find("universal"), 1)
+    largest = max((*places.train, *places.test), key=lambda place: place.pixels[0].size).pixels.astype(np.uint16)
+    pixels = np.pad(largest, [(0, 0), *((0, side - length) for length in largest.shape[1:])], mode="symmetric")
+    source = ArraySource(Scene("cost", (Grid(side, side, "uint16", tuple(map(Band, BANDS)), 0),)), pixels)
+    took: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(rounds):
+        for looks, times in took.items():
+            began = time.process_time()
+            survey = Survey(released_head()) if looks else None
+            encode_scene(source, encoder, Target(quality=50.0), survey=survey).close()
+            times.append(time.process_time() - began)
+    return 100 * (min(took[True]) / min(took[False]) - 1)
+
+
 @click.command()
+@click.option("--cost", "costs", is_flag=True, help="Print what the released head costs instead.")
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
-def main(data: Path) -> None:
+def main(data: Path, costs: bool) -> None:
     """Print the head as JSON."""
+    if costs:
+        click.echo(f"{cost(read_places(data)):.1f} % of the time of encoding")
+        return
     click.echo(msgspec.json.format(msgspec.json.encode(train_head(read_places(data)))).decode())
 
 
