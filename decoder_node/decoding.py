@@ -189,7 +189,7 @@ def archive_scene(
         from decoder_node.bits import write_bits
         from decoder_node.catalogue import add_item
         from decoder_node.cover import COVER, write_cover
-        from decoder_node.enhance import archive_products
+        from decoder_node.enhance import archive_products, described
         from decoder_node.footprint import footprint
         from decoder_node.quicklook import write_quicklook
         from decoder_node.reference import among, lineage
@@ -211,8 +211,8 @@ def archive_scene(
     received = datetime.fromtimestamp(received_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     facts = {"received": received, **decoded.facts}
     assets = [*decoded.paths, picture, bits, *([] if cover is None else [cover]), *([stream] if there is None else [])]
-    if there is None:
-        assets += archive_products(decoded.paths, folder / scene_id[:12], model_folders)
+    made = archive_products(decoded.paths, folder / scene_id[:12], model_folders) if there is None else []
+    assets += made
     item = add_item(archive, scene_id, decoded.manifest, assets, facts)
     if "zarr" in products:
         assets.append(_zarr(folder / f"{scene_id[:12]}.zarr", item))
@@ -223,6 +223,7 @@ def archive_scene(
         "quicklook": str(picture.relative_to(archive)),
         "bits": str(bits.relative_to(archive)),
         **({} if cover is None else {"cover": str(cover.relative_to(archive))}),
+        **({"products": {str(path.relative_to(archive)): described(path)["title"] for path in made}} if made else {}),
         "place": place_of(decoded.manifest.scene, footprint(decoded.manifest.scene)),
         **decoded.facts,
     }

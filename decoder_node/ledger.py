@@ -87,7 +87,8 @@ class Entry:
             "decoded_at": self.decoded_at,
             "failures": self.failures,
             "node": self.node,
-            "facts": {key: value for key, value in self.result.items() if key not in ("assets", "item")},
+            "products": {located(archive, name): note for name, note in self.result.get("products", {}).items()},
+            "facts": {key: value for key, value in self.result.items() if key not in ("assets", "item", "products")},
         }
 
 

@@ -192,8 +192,10 @@ def store_task(
                     store.put(path, f"scenes/{scene_id}/{path.name}")
             result = dict(outcome.result)
             result["assets"] = [f"{store.url}/{name}" for name in result["assets"]]
-            for key in ("item", "quicklook", "bits"):
+            for key in {"item", "quicklook", "bits", "cover"} & result.keys():
                 result[key] = f"{store.url}/{result[key]}"
+            if "products" in result:
+                result["products"] = {f"{store.url}/{name}": note for name, note in result["products"].items()}
             return replace(outcome, result=result)
     except StoreError as error:
         log.warning("store", extra={"scene": scene_id, "reason": str(error)})

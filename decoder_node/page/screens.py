@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlencode
 
@@ -140,6 +141,7 @@ class Screens:
         return {
             "row": row, "entry": entry, "manifest": manifest, "scene": scene, "progress": progress, "outline": outline,
             "composites": picture.composites(scene), "files": self._station.files(scene_id),
+            "made": {PurePath(name).name: note for name, note in entry.result.get("products", {}).items()},
             "asks": self._shelf.asks(scene_id),
             "bands": [
                 (f"{number}.{band}", picture.band_name(grid, band))

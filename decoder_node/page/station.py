@@ -75,7 +75,12 @@ class Station:
         """What there is of a scene, by name."""
         _, entry, _, _ = self.find(scene_id)
         result = entry.result
-        paths = [*result.get("assets", ()), *(result[key] for key in ("item", "quicklook", "bits") if key in result)]
+        kinds = ("item", "quicklook", "bits", "cover")
+        paths = [
+            *result.get("assets", ()),
+            *(result[key] for key in kinds if key in result),
+            *result.get("products", ()),
+        ]
         files = {Path(path).name: located(self.archive, path) for path in paths}
         if entry.durable_at is not None:
             files[f"{scene_id[:12]}.dl"] = str(self.archive / "streams" / f"{scene_id}.dl")
