@@ -17,21 +17,21 @@ from downlink.context import LEVEL_ZERO
 from downlink.dct import BLOCK, CHANNELS, FLAT, SUBBANDS, subband
 from downlink.moments import Moments, Statistics
 from downlink.plane import FrontEnd
-from downlink.prediction import FACTOR_ONE, GAIN_MAX, GAIN_ONE, Prediction, cell_counts, projected
+from downlink.prediction import CELLS, FACTOR_ONE, GAIN_MAX, GAIN_ONE, Prediction, cell_counts, expected, projected
 from downlink.reference import ReferenceLattice
 from downlink.tile import Tile
 from encoder_node.tiles import SAMPLE_SIDE, LatticeReader
 
-CELL: Final = 4
-"""Blocks along a cell: 32 pixels …"""
-LARGE_CELL: Final = 8
 CELLS_MAX: Final = 1 << 18
-"""… of lattices that have no more cells than this: their factors must fit a chunk."""
+"""Cells are 16 pixels wide, or, in lattices that would have more of them than this, twice as wide, and so on: their
+factors must fit a chunk."""
 WINDOW_VALUES: Final = 3 << 20
 """Coefficients of sample windows that gains are found from, at most."""
 TURNS: Final = 2
 LOUD: Final = LEVEL_ZERO - 8
 """Planes quieter than a quarter of a step do not count when a factor is chosen."""
+TELLING: Final = 3.0
+"""What it costs, about, in the unit of `_bits`, to say a factor that is one off from what is expected."""
 _GROUPED: Final = 4
 """Values whose logarithms are taken together: their product stays far from the largest float32."""
 _LARGEST: Final = np.float32(1e4)
@@ -74,7 +74,8 @@ def foresee(
     of what it leaves open; None if it says nothing."""
     windows = _windows(reader, reference, front_end)
     lattice = reader.lattice
-    cell = CELL if np.prod(cell_counts(lattice.height, lattice.width, CELL)) <= CELLS_MAX else LARGE_CELL
+    fitting = (cell for cell in CELLS if np.prod(cell_counts(lattice.height, lattice.width, cell)) <= CELLS_MAX)
+    cell = next(fitting)
     factors = [np.full([-(-side // cell) for side in window.own.shape[2:]], FACTOR_ONE, np.uint8) for window in windows]
     moments = Moments(lattice.half, front_end.mean.astype(np.float64))
     for turn in range(TURNS):
@@ -111,7 +112,19 @@ def choose_factors(planes: Floats, known: Floats, levels: NDArray[np.uint8], cel
     for factor in range(FACTOR_ONE + 1):
         left = own - said * np.float32(factor / FACTOR_ONE)
         costs.append(_by_cell(_bits(left), cell, (down, across)))
-    return np.asarray(np.argmin(costs, axis=0), np.uint8)
+    return _settled(np.stack(costs))
+
+
+def _settled(costs: Floats) -> NDArray[np.uint8]:
+    """The cheapest factors (cells down, cells across) of costs (factors, cells down, cells across), row by row, with
+    what it costs to say that one differs from what the row above makes expected."""
+    down, across = (int(side) for side in costs.shape[1:])
+    out = np.empty((down, across), np.uint8)
+    every = np.arange(len(costs), dtype=np.float32)[:, None]
+    for row in range(down):
+        likely = expected(out[row - 1] if row else None, across) / np.float32(8)
+        out[row] = np.argmin(costs[:, row] + TELLING * np.abs(every - likely), axis=0)
+    return out
 
 
 def _bits(left: Floats) -> Floats:
