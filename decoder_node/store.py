@@ -16,12 +16,14 @@ whose file system is not installed, or does not answer.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +41,7 @@ from downlink.manifest import Manifest
 from downlink.ranges import Range
 from downlink.stream import read_head
 
-JSON: Final = "application/json"
+LEFT_S: Final = 3600.0
 
 
 class StoreError(DownlinkError):
@@ -59,7 +61,7 @@ class Store:
             raise StoreError(f"{url}: {error}") from error
         self._here = Path(self.root) if isinstance(self.files, LocalFileSystem) else None
 
-    @contextmanager
+    @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
         try:
             yield
@@ -123,8 +125,13 @@ class Store:
 
 
 def _put_whole(path: Path, target: Path) -> None:
-    """A copy of a file or folder at `target`: a file there is replaced in one step, a folder nearly so."""
+    """A copy of a file or folder at `target`: a file there is replaced in one step, a folder nearly so. What a killed
+    process has left of an earlier copy goes, once nobody can still be writing it."""
     make_folder(target.parent)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if left.stat().st_mtime < time.time() - LEFT_S:
+                shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     try:
         copy = temporary / target.name
