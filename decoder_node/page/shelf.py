@@ -241,14 +241,17 @@ class Shelf:
     def search(self, wanted: Search, offset: int = 0, limit: int = PAGE_SCENES) -> tuple[list[Row], int]:
         """Scenes, newest first, from the `offset`-th; and how many there are in all."""
         where, values = wanted.conditions()
-        source = f"FROM scenes s LEFT JOIN places p USING (scene_id) WHERE {where}"
+        # places are looked up for the rows that are shown, and for all only if something is asked of them
+        source = "scenes s LEFT JOIN places p USING (scene_id)" if "p." in where else "scenes s"
+        order = "ORDER BY s.offered_at DESC, s.scene_id"
         query = (
             "SELECT s.scene_id, s.name, s.state, s.node, s.bytes, s.offered_at, s.decoded_at, s.reason, p.acquired,"
-            f" s.result {source} ORDER BY s.offered_at DESC, s.scene_id LIMIT ? OFFSET ?"
+            " s.result FROM scenes s LEFT JOIN places p USING (scene_id) WHERE s.scene_id IN"
+            f" (SELECT s.scene_id FROM {source} WHERE {where} {order} LIMIT ? OFFSET ?) {order}"
         )
         with self._db() as db:
             rows = db.execute(query, (*values, limit, offset)).fetchall()
-            [total] = db.execute(f"SELECT count(*) {source}", values).fetchone()
+            [total] = db.execute(f"SELECT count(*) FROM {source} WHERE {where}", values).fetchone()
         found = [[*row[:-1], json.loads(row[-1] or "{}")] for row in rows]
         return [Row(*fields) for fields in found], total
 
