@@ -100,11 +100,19 @@ def make_item(
             {"rel": "root", "href": "../../catalog.json", "type": "application/json"},
             {"rel": "parent", "href": "../collection.json", "type": "application/json"},
             {"rel": "collection", "href": "../collection.json", "type": "application/json"},
+            *_behind(manifest),
         ],
         "assets": _assets(manifest, assets, folder),
         "collection": "scenes",
     }
     return item
+
+
+def _behind(manifest: Manifest) -> list[Json]:
+    """A link to the item of the scene that this one was coded against."""
+    reference = manifest.reference.hex()
+    href = f"../{reference}/{reference}.json"
+    return [{"rel": "derived_from", "href": href, "type": "application/geo+json"}] if reference else []
 
 
 def interval(acquired: str | None, received: str) -> Json:
