@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import urllib.error
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,26 @@ from tests.streams import stream
 def scraped(address: str) -> dict[str, float]:
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
         assert answer.headers["content-type"].startswith("text/plain")
-        return samples(answer.read().decode())
+        text = answer.read().decode()
+    found = samples(text)
+    if find_spec("prometheus_client") is not None:  # with the ground extra
+        assert read_by_prometheus(text) == found
+    return found
+
+
+def read_by_prometheus(text: str) -> dict[str, float]:
+    """The same, as Prometheus' own client library reads it: a type and a help for each, no sample without."""
+    from prometheus_client import parser
+
+    read = {}
+    for family in parser.text_string_to_metric_families(text):
+        assert family.type != "unknown", family.name
+        assert family.documentation, family.name
+        for sample in family.samples:
+            escaped = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+            labels = ",".join(f'{name}="{value.translate(escaped)}"' for name, value in sample.labels.items())
+            read[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return read
 
 
 def samples(text: str) -> dict[str, float]:
