@@ -1,7 +1,8 @@
 """More of a decoded scene: a network (a bundle of kind "enhance") over GeoTIFFs that decoding has written.
 
     restore        pixels that are nodata in some bands and not in all are made from what is around them, and
-                   OUT_restored.tif says which (uint8, a band for each: 1 = made); all others stay as they were
+                   OUT_restored.tif says which (uint8, a band for each: 1 = made); all others stay as they were,
+                   and so do lost ones that have no valid pixel of their band within `REACH`
     superresolve   bands of 20 m at 10 m, the bands of 10 m as guide
     perceptual     detail invented to look real: labelled, so that nobody measures on it
 
@@ -40,6 +41,8 @@ Pixels = NDArray[Any]
 WINDOW: Final = 512
 """Side of a window's core in pixels; even."""
 STRIP: Final = 256
+REACH: Final = 8
+"""Pixels: how far from what its band has seen a pixel is restored (less where a bundle's halo is)."""
 SENTINEL_2: Final = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 """Names for files of 12 bands that have none; 13 bands have B10 before B11."""
 
@@ -241,14 +244,25 @@ def _strips(sources: _Sources, network: Network, made: IO[bytes]) -> Iterator[Pi
             was, gone = pixels[places][core], lost[places][core]
             all_gone = np.broadcast_to(lost[core].all(axis=0), gone.shape)
             if spec.task == "restore":
-                here = gone & ~all_gone
+                here = gone & ~all_gone & _near(~lost[places], min(REACH, halo))[core]
                 value = np.where(here, value, was)
                 restored[:, :, left : left + cols] = here
-                gone = gone & all_gone
+                gone = gone & ~here
             value = restore_nodata(value, gone, None if nodata is None else int(nodata))
             strip[:, :, left : left + cols] = value
         made.write(restored.tobytes())
         yield strip
+
+
+def _near(there: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
+    """(bands, height, width): where anything is there within so many rows and columns."""
+    for axis in (1, 2):
+        around = [(0, 0)] * 3
+        around[axis] = (reach + 1, reach)
+        count = np.cumsum(np.pad(there, around), axis=axis, dtype=np.int32)
+        first, last = (np.arange(there.shape[axis]) + offset for offset in (0, 2 * reach + 1))
+        there = count.take(last, axis=axis) > count.take(first, axis=axis)
+    return there
 
 
 def _kept(made: IO[bytes], bands: int, height: int, width: int) -> Iterator[Pixels]:

@@ -118,6 +118,19 @@ def test_windows_leave_no_seams(tmp_path: Path, damaged: Any) -> None:
     assert np.abs(made[lost] - mean[lost]).max() <= 0.51
 
 
+def test_what_lies_too_far_from_all_that_its_band_has_seen_stays_lost(tmp_path: Path) -> None:
+    """Nothing is invented there: a band of which half the scene is gone is restored at its edge only."""
+    pixels = scenes.pixels(2, 3, 60, 64, nodata=None)
+    pixels[1, :, 20:] = 0
+    source = geotiff(tmp_path / "in.tif", pixels)
+    out, mask = enhance([source], tmp_path / "out.tif", bundle_in(tmp_path / "bundle"))  # of a halo of 2
+    expected = np.zeros(pixels.shape, bool)
+    expected[1, :, 20:22] = True
+    assert (read(mask).astype(bool) == expected).all()
+    assert (read(out)[1, :, 22:] == 0).all()
+    assert (read(out)[1, :, 20:22] > 0).all()
+
+
 def test_a_perceptual_product_is_labelled_and_keeps_nodata(tmp_path: Path, damaged: Any) -> None:
     pixels, _ = damaged
     source = geotiff(tmp_path / "in.tif", pixels)

@@ -30,7 +30,7 @@ from training.lab.figures import reconstruction  # noqa: E402
 from training.lab.penalties import contractive, normal  # noqa: E402
 from training.lab.places import Place, Places, places_of  # noqa: E402
 from training.lab.rows import Result, configs, find_rows, held_claims, run_trial  # noqa: E402
-from training.lab.tasks import anomaly, sequence, superresolve  # noqa: E402
+from training.lab.tasks import anomaly, restore, sequence, superresolve  # noqa: E402
 from training.lab.tasks.few_labels import land_cover  # noqa: E402
 from training.lab.trial import task_of  # noqa: E402
 from training.loop import find_rate, fit  # noqa: E402
@@ -462,6 +462,19 @@ def test_half_precision_learns(lab: Lab) -> None:
     after, task = lab.run("comforts", "bfloat16", 60)
     assert after["psnr_db"] > before["psnr_db"] + 1
     assert all(p.dtype == torch.float32 for p in task.module.parameters())
+
+
+@pytest.mark.parametrize(
+    "hole", [np.s_[:, 20:23], np.s_[:, :, 20:24], np.s_[:, 10:20, 10:20]], ids=["rows", "columns", "a hole"]
+)
+def test_the_restorers_guess_does_not_care_which_way_lines_run(hole: Any) -> None:
+    slope = torch.linspace(0.2, 0.6, 40)[None, None, :, None] + torch.linspace(0.0, 0.2, 40)
+    clean, lost = slope.expand(1, 12, 40, 40), torch.zeros(1, 12, 40, 40)
+    lost[:, :6][(slice(None), *hole)] = 1
+    with torch.no_grad():
+        out = restore.Restorer(8, 1)(torch.cat([clean * (1 - lost), lost], dim=1))  # before it has learnt anything
+    assert float((out - clean).abs().max()) < 0.08
+    assert torch.allclose(out[lost == 0], clean[lost == 0])
 
 
 def test_an_export_gives_what_was_trained_and_has_a_card(lab: Lab, tmp_path: Path) -> None:

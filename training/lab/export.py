@@ -156,7 +156,7 @@ def _enhancer(
     twice = {name: torch.cat([value, value]) for name, value in given.items()}  # a batch of one would be taken as fixed
     content = _onnx(whole, twice, ["enhanced"], dict.fromkeys(given, shape))
     corrector = network.corrector
-    halo = int(corrector.halo) + 4
+    halo = int(corrector.halo) + getattr(network, "reach", 4)
     spec = EnhanceSpec(kind, inputs, outputs, halo + halo % 2, LABEL[kind])  # type: ignore[arg-type]
     checks = {f"{GRAPH}_relative_difference": compared(content, given, whole(pixels, lost))}
     return {GRAPH: content}, checks, msgspec.to_builtins(spec)

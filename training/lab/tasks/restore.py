@@ -22,20 +22,38 @@ DETAIL = 20.0
 """Differences from neighbours are some percent of a band's scale: times this, numbers around 1."""
 
 
+REACH = 8
+"""How far neighbours may be: what lies further from all that its band has seen is not restored (decoder_node/enhance).
+"""
+FAR = 1e-4
+"""What all pixels within reach weigh together beside the nearest."""
+
+
 class Restorer(nn.Module):
     """Pixels and what is lost of them (n, 24, h, w) -> (n, 12, h, w). The guess for a lost pixel is the mean of the
-    pixels of its band beside it; the network corrects it by what other bands show there: their differences from their
-    own neighbours."""
+    pixels of its band around it, the nearest by far the most (1 / distance^4 within two pixels, else all within
+    `reach`), so it does not matter which way a dead line runs, nor whether it is several pixels wide; the network
+    corrects it by what other bands show there: their differences from their own neighbours."""
+
+    reach = REACH
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
         self.corrector = Corrector(3 * len(BANDS), len(BANDS), width, blocks)
+        away = torch.arange(-2.0, 3.0)
+        squared = away[:, None] ** 2 + away**2
+        nearest = torch.where(squared > 0, 1 / squared.clamp(min=1) ** 2, 0.0)
+        self.register_buffer("nearest", nearest.expand(len(BANDS), 1, 5, 5).contiguous())
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """What is around each pixel, weighed."""
+        far = F.avg_pool2d(values, 2 * REACH + 1, 1, REACH)
+        return F.conv2d(values, self.nearest, padding=2, groups=len(BANDS)) + FAR * far  # type: ignore[arg-type]
 
     def forward(self, known: Tensor) -> Tensor:
         pixels, lost = known.chunk(2, dim=1)
         kept = 1 - lost
-        seen = F.avg_pool2d(kept, (1, 5), 1, (0, 2)) - kept / 5  # beside a pixel, without it
-        around = (F.avg_pool2d(pixels * kept, (1, 5), 1, (0, 2)) - pixels * kept / 5) / seen.clamp(min=0.1)
+        around = self._sum(pixels * kept) / self._sum(kept).clamp(min=FAR / (2 * REACH + 1) ** 2)
         detail = DETAIL * (pixels - around) * kept
         correction = self.corrector(torch.cat([detail, around, lost], dim=1)) / DETAIL
         return pixels * kept + (around + correction) * lost
@@ -57,7 +75,9 @@ class Task(Reconstruct):
     def draw(self) -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(self.patches), (self.trial.patches.batch,), generator=self.random)
         clean = self.patches[rows]
-        return self.damaged(clean, self.random)[0], clean
+        across = bool(torch.rand(1, generator=self.random) < 0.5)  # as lines run in some products
+        known = self.damaged(clean.transpose(2, 3) if across else clean, self.random)[0]
+        return known.transpose(2, 3) if across else known, clean
 
     def loss(self, batch: Any, done: float) -> Tensor:
         known, clean = batch
