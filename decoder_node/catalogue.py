@@ -26,6 +26,7 @@ import msgspec
 
 from decoder_node.durable import write_whole
 from decoder_node.item import STAC_VERSION, make_item, utc
+from decoder_node.statistics import Statistics
 from downlink.manifest import Manifest
 
 Json = dict[str, Any]
@@ -34,19 +35,21 @@ LOCK: Final = ".catalogue.lock"
 
 
 def add_item(
-    archive: Path, scene_id: str, manifest: Manifest, assets: Sequence[Path], facts: Mapping[str, object]
-) -> Path:
+    archive: Path, scene_id: str, manifest: Manifest, assets: Sequence[Path], facts: Mapping[str, object],
+    statistics: Sequence[Statistics] = (),
+) -> Path:  # fmt: skip
     """Put a scene into the catalogue; return the path of its item.
 
     `assets`: its files, on disk already. The GeoTIFFs among them stand for the grids, in order. `facts` are written as
-    `downlink:<key>`; of them `received` (ISO 8601, UTC) and `stream_bytes` are used here as well.
+    `downlink:<key>`; of them `received` (ISO 8601, UTC) and `stream_bytes` are used here as well. `statistics`: one per
+    grid, or none.
     """
     folder = archive / "scenes" / scene_id
     path = folder / f"{scene_id}.json"
     folder.mkdir(parents=True, exist_ok=True)
     earlier = _read(path)
     created = earlier["properties"]["created"] if earlier else utc(datetime.now(UTC))
-    item = make_item(scene_id, manifest, assets, facts, folder, created)  # hashes files: not under the lock
+    item = make_item(scene_id, manifest, assets, facts, folder, created, statistics)  # hashes files: not under the lock
     write_whole(path, json.dumps(item, indent=1, ensure_ascii=False, allow_nan=False).encode())
     admit(archive, item)
     return path

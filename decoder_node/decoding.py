@@ -34,6 +34,7 @@ from downlink.stream import StreamReader, read_head
 
 if TYPE_CHECKING:
     from decoder_node.compose import Row
+    from decoder_node.statistics import Statistics
 
 ERROR_OF_STEP, RATE_POWER, RATE_MIN = 0.74, 0.36, 0.06  # see `estimated_quality`
 NEEDS_GROUND = "pip install 'latent-downlink[ground]' brings it"
@@ -59,6 +60,7 @@ class Decoded:
     paths: list[Path]  # one GeoTIFF per grid
     facts: dict[str, Any]
     lengths: NDArray[np.int64]  # bytes of every chunk of the stream, by index
+    statistics: list[Statistics]  # one per grid
 
 
 def decode_stream(
@@ -83,6 +85,7 @@ def decode_stream(
         from decoder_node.decoder import PlaneDecoder
         from decoder_node.raster import output_paths, write_cog
         from decoder_node.reference import among, reference_of
+        from decoder_node.statistics import Statistics
     except ImportError as error:
         raise MissingExtra(f"decoding needs {error.name}; {NEEDS_GROUND}") from error
     began = time.monotonic()
@@ -105,10 +108,11 @@ def decode_stream(
         if manifest.reference:
             tags["reference"] = manifest.reference.hex()
         missing: list[float] = []
+        statistics = [Statistics(grid) for grid in manifest.scene.grids]
         with reference_of(manifest, among(references), decoder, f"scene {reader.scene_id[:12]}…") as reference:
             rows = decode_rows(manifest, reader.chunk, decoder, reference)
             for grid, strips in itertools.groupby(rows, key=lambda row: row.grid):
-                write_cog(paths[grid], manifest.scene, grid, _pixels(strips, missing), tags)
+                write_cog(paths[grid], manifest.scene, grid, _pixels(strips, missing, statistics[grid]), tags)
         lengths = reader.lengths
         part: dict[str, Any] = {}
         if isinstance(reader, PartReader):  # by now it has found the chunks that the disk has changed
@@ -126,7 +130,7 @@ def decode_stream(
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         **part,
     }
-    return Decoded(manifest, paths, facts, lengths)
+    return Decoded(manifest, paths, facts, lengths, statistics)
 
 
 def estimated_quality(manifest: Manifest) -> dict[str, float]:
@@ -163,9 +167,10 @@ def _check_outputs(source: Path, paths: Sequence[Path]) -> None:
             raise OutputError(f"{path} is the stream itself; name another file for the GeoTIFF")
 
 
-def _pixels(rows: Iterator[Row], missing: list[float]) -> Iterator[NDArray[np.generic]]:
+def _pixels(rows: Iterator[Row], missing: list[float], statistics: Statistics) -> Iterator[NDArray[np.generic]]:
     for row in rows:
         missing.append(row.missing)
+        statistics.add(row.pixels)
         yield row.pixels
 
 
@@ -213,10 +218,10 @@ def archive_scene(
     assets = [*decoded.paths, picture, bits, *([] if cover is None else [cover]), *([stream] if there is None else [])]
     made = archive_products(decoded.paths, folder / scene_id[:12], model_folders) if there is None else []
     assets += made
-    item = add_item(archive, scene_id, decoded.manifest, assets, facts)
+    item = add_item(archive, scene_id, decoded.manifest, assets, facts, decoded.statistics)
     if "zarr" in products:
         assets.append(_zarr(folder / f"{scene_id[:12]}.zarr", item))
-        item = add_item(archive, scene_id, decoded.manifest, assets, facts)
+        item = add_item(archive, scene_id, decoded.manifest, assets, facts, decoded.statistics)
     return {
         "assets": [str(path.relative_to(archive)) for path in decoded.paths],
         "item": str(item.relative_to(archive)),

@@ -19,6 +19,7 @@ from decoder_node import cover
 from decoder_node.enhance import ENHANCED, described
 from decoder_node.footprint import footprint
 from decoder_node.raster import band_numbers
+from decoder_node.statistics import Statistics
 from downlink import __version__
 from downlink.manifest import Manifest
 from downlink.scene import Grid, Scene
@@ -58,8 +59,9 @@ def make_item(
     facts: Mapping[str, object],
     folder: Path,
     created: str,
+    statistics: Sequence[Statistics] = (),
 ) -> Json:
-    """The STAC item, for a file in `folder`."""
+    """The STAC item, for a file in `folder`; with what its bands hold, if that is known (one per grid)."""
     scene = manifest.scene
     received = str(facts.get("received", created))
     geometry, bbox = footprint(scene)
@@ -102,7 +104,7 @@ def make_item(
             {"rel": "collection", "href": "../collection.json", "type": "application/json"},
             *_behind(manifest),
         ],
-        "assets": _assets(manifest, assets, folder),
+        "assets": _assets(manifest, assets, folder, statistics),
         "collection": "scenes",
     }
     return item
@@ -126,7 +128,7 @@ def interval(acquired: str | None, received: str) -> Json:
     return {"datetime": utc(datetime.fromisoformat(acquired))}
 
 
-def _assets(manifest: Manifest, paths: Sequence[Path], folder: Path) -> Json:
+def _assets(manifest: Manifest, paths: Sequence[Path], folder: Path, statistics: Sequence[Statistics]) -> Json:
     scene, small = manifest.scene, (BITS, cover.COVER)
     rasters = [p for p in paths if p.suffix == ".tif" and not p.name.endswith(small) and ENHANCED not in p.name]
     if len(rasters) != len(scene.grids):
@@ -151,7 +153,8 @@ def _assets(manifest: Manifest, paths: Sequence[Path], folder: Path) -> Json:
             asset |= described(path)
             key = path.name.partition(".")[2].removesuffix(".tif").replace(".", "_")  # NAME_enhanced
         if path in rasters:
-            asset |= _raster_fields(scene, scene.grids[rasters.index(path)])
+            number = rasters.index(path)
+            asset |= _raster_fields(scene, scene.grids[number], statistics[number] if statistics else None)
             # OUT_10m.tif -> data_10m, see raster.output_paths
             key = f"data_{path.stem.rpartition('_')[2]}" if len(rasters) > 1 else "data"
         while key in assets:
@@ -160,7 +163,7 @@ def _assets(manifest: Manifest, paths: Sequence[Path], folder: Path) -> Json:
     return assets
 
 
-def _raster_fields(scene: Scene, grid: Grid) -> Json:
+def _raster_fields(scene: Scene, grid: Grid, statistics: Statistics | None) -> Json:
     bands = []
     stated = {key: band_numbers(scene.tags.get(f"{key}s", ""), len(grid.bands)) for key in ("scale", "offset")}
     for number, band in enumerate(grid.bands):
@@ -168,6 +171,8 @@ def _raster_fields(scene: Scene, grid: Grid) -> Json:
         if band.wavelength_nm is not None:
             described["eo:center_wavelength"] = round(band.wavelength_nm / 1000, 9)
         described |= {f"raster:{key}": values[number] for key, values in stated.items() if values}
+        if statistics is not None:
+            described["statistics"] = statistics.of_band(number)
         bands.append(described)
     fields: Json = {"bands": bands, "data_type": grid.dtype, **_proj(grid)}
     if grid.nodata is not None:

@@ -263,6 +263,17 @@ def test_bits_per_tile_add_up(archive: Archive) -> None:
     assert item["assets"]["bits"]["roles"] == ["bits", "metadata"]
 
 
+def test_an_item_says_what_its_bands_hold(archive: Archive) -> None:
+    item = json.loads((archive.folder / "scenes" / archive.whole / f"{archive.whole}.json").read_text())
+    pixels = scenes.pixels(bands=3, height=200, width=180)
+    for band, values in zip(item["assets"]["data"]["bands"], pixels, strict=True):
+        valid = values[values != 0]
+        found = band["statistics"]
+        assert (found["minimum"], found["maximum"]) == (valid.min(), valid.max())
+        assert found["mean"] == pytest.approx(valid.mean(), abs=1e-3)
+        assert found["valid_percent"] == pytest.approx(100 * valid.size / values.size, abs=1e-3)
+
+
 # --- searching
 
 
