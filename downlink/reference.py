@@ -34,10 +34,10 @@ from downlink.spec import PlaneSpec
 from downlink.table import Tables
 from downlink.tile import TileGrid
 
-TILES_KEPT = 12
-"""Tiles of a lattice that are kept decoded: those of a row of tiles and a halo are asked for again at once."""
 BYTES_KEPT = 96 << 20
-"""… and no more than these bytes, but one tile."""
+"""Tiles that are kept decoded: two rows of tiles, as those who look beyond a tile's edge ask for, or as many as these
+bytes hold, but at least `TILES_KEPT`; of a reference's reference no more than that."""
+TILES_KEPT = 6
 
 Floats = NDArray[np.float32]
 
@@ -146,7 +146,9 @@ def opened(scene_id: str, find: Callable[[str], Stream | None], codec: Codec, wh
 
 
 class ReferenceLattice:
-    """Coefficients of one lattice, by windows of blocks. Not for several threads at once."""
+    """Coefficients of one lattice, by windows of blocks. Not for several threads at once. `most` tiles are kept."""
+
+    most: int
 
     def __init__(
         self,
@@ -168,9 +170,12 @@ class ReferenceLattice:
         self.front_end = unpack_front_end(side, lattice.half, lattice.weights, self._coding.planes, len(self._tiles))
         self.bands = len(lattice.members)
         self._kept: dict[int, Floats] = {}
+        self._edges: dict[int, Floats] = {}  # the last row of blocks of tiles that were decoded
         self._codes: dict[int, TileCode] = {}
+        if before is not None:
+            before.most = TILES_KEPT
         size = 4 * self.bands * self._tiles.core**2
-        self._most = max(1, min(TILES_KEPT, BYTES_KEPT // size))
+        self.most = max(TILES_KEPT, min(2 * self._tiles.cols + TILES_KEPT, BYTES_KEPT // size))
 
     @property
     def mean(self) -> Floats:
@@ -185,32 +190,42 @@ class ReferenceLattice:
         core = self._tiles.core // dct.BLOCK
         for tile_row in range(row // core, min(-(-(row + height) // core), self._tiles.rows)):
             for tile_col in range(col // core, min(-(-(col + width) // core), self._tiles.cols)):
-                found = self._tile(self._tiles.number(tile_row, tile_col))
+                number = self._tiles.number(tile_row, tile_col)
                 there, here = [], []
-                for first, count, start, size in (
-                    (row, height, tile_row * core, found.shape[2]),
-                    (col, width, tile_col * core, found.shape[3]),
+                for first, count, start, size in zip(
+                    (row, col), (height, width), (tile_row * core, tile_col * core), self._size(number), strict=True
                 ):
                     begin, end = max(first, start), min(first + count, start + size)
                     there.append(slice(begin - start, end - start))
                     here.append(slice(begin - first, end - first))
-                out[:, :, here[0], here[1]] = found[:, :, there[0], there[1]]
+                out[:, :, here[0], here[1]] = self._part(number, there[0])[:, :, :, there[1]]
         return out
 
-    def _tile(self, number: int) -> Floats:
+    def _size(self, number: int) -> tuple[int, int]:
+        """Blocks (down, across) of a tile's coded size."""
+        height, width = self._tiles.tile(number).coded
+        return height // dct.BLOCK, width // dct.BLOCK
+
+    def _part(self, number: int, rows: slice) -> Floats:
+        """Some rows of blocks of a tile. The last one alone, which the tile below looks at, is kept longer."""
+        if rows.start == self._size(number)[0] - 1 and number not in self._kept and number in self._edges:
+            return self._edges[number]
         found = self._kept.pop(number, None)
         if found is None:
             found = self._decoded(number)
+            self._edges[number] = found[:, :, -1:].copy()
+            while len(self._edges) > 2 * self._tiles.cols + TILES_KEPT:
+                self._edges.pop(next(iter(self._edges)))
         self._kept[number] = found  # the last in order is the last used
-        if len(self._kept) > self._most:
+        while len(self._kept) > self.most:
             self._kept.pop(next(iter(self._kept)))
-        return found
+        return found[:, :, rows]
 
     def _decoded(self, number: int) -> Floats:
         """Coefficients of a tile's coded size."""
         tile = self._tiles.tile(number)
         gain = self.front_end.gain(number)
-        height, width = (side // dct.BLOCK for side in tile.coded)
+        height, width = self._size(number)
         chunks = {}
         for index in self._layout.latents_of(self._number, number):
             key = self._layout.key(index)

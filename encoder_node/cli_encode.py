@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from downlink.errors import DownlinkError, SceneError
+from downlink.errors import DownlinkError, SceneError, StreamError
 from encoder_node.durable import shown, whole_file
 from encoder_node.options import (
     bytes_of,
@@ -153,7 +153,9 @@ def submit(
                     try:
                         with _encoded(scene, bundle, target, threads, outbox, known) as encoded:
                             entry, facts = keep(encoded)
-                    except ReferenceGone:  # something newer has replaced it in these seconds
+                    except (ReferenceGone, StreamError):  # the reference was replaced meanwhile, or is damaged on disk
+                        if known is None:
+                            raise
                         with _encoded(scene, bundle, target, threads, outbox) as encoded:
                             entry, facts = keep(encoded)
             except (DownlinkError, OSError) as error:
