@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import numpy as np
@@ -50,6 +51,7 @@ from downlink.manifest import VERSION, Manifest
 from downlink.mask import decode_mask, encode_mask
 from downlink.part import PartReader
 from downlink.plane import unpack_front_end
+from downlink.prediction import FACTOR_ONE, Coefficients, Prediction, cell_counts, split_side
 from downlink.ranges import Range
 from downlink.request import Cancel, Install, Refine, Rollback, SetPriority, SetTarget, pack, unpack
 from downlink.session import EdgeSession
@@ -241,6 +243,28 @@ def seeds_of_front_ends() -> list[bytes]:
     return seeds
 
 
+def read_prediction(data: bytes) -> None:
+    """A byte that says how many bands, one for those of half resolution, then a side chunk of a scene with a reference:
+    within 300 x 500 px."""
+    if len(data) >= 2:
+        bands = 1 + data[0] % 16
+        packed, _ = split_side(data[2:])
+        half = np.arange(bands) >= bands - data[1] % bands
+        found = Prediction.unpack(packed, half, 300, 500, cast(Coefficients, None))
+        assert found.factors.max(initial=0) <= FACTOR_ONE
+
+
+def seeds_of_predictions() -> list[bytes]:
+    random, half = np.random.default_rng(1), np.arange(6) >= 4
+    gains = random.integers(0, 64, (4, 6)).astype(np.uint8)
+    gains[3, half] = 0
+    seeds = []
+    for cell in (2, 32):
+        factors = random.integers(0, 1 + FACTOR_ONE, cell_counts(300, 500, cell)).astype(np.uint8)
+        seeds.append(bytes([5, 2]) + Prediction(cast(Coefficients, None), gains, cell, factors).pack(half))
+    return seeds
+
+
 def read_exact_model(data: bytes) -> None:
     """A byte that says how many bands, then the rules of an exact grid."""
     if data:
@@ -380,6 +404,7 @@ TARGETS = {
     "mask": Target(read_mask, _masks),
     "mask bits": Target(read_mask_bits, lambda: [bytes(3 * 40 * 5), b"\xf8" * 600]),
     "side": Target(read_front_end, seeds_of_front_ends),
+    "prediction": Target(read_prediction, seeds_of_predictions),
     "exact model": Target(read_exact_model, seeds_of_exact_models),
     "part": Target(read_part, lambda: [b"\x00" + stream().file, *(b"\x05" + content for content in real_streams())]),
     "edge": Target(read_edge_messages, seeds_of_edges),
