@@ -21,8 +21,9 @@ from downlink.manifest import Manifest
 from downlink.scene import Band, Grid, Scene
 from downlink.stream import read_head
 from encoder_node.cli import main
+from encoder_node.exact import encode_exact
 from encoder_node.source_array import ArraySource
-from encoder_node.survey import features, released_head
+from encoder_node.survey import Survey, features, released_head
 from encoder_node.tiles import LatticeReader
 from tests.scenes import fake_stream
 
@@ -62,7 +63,7 @@ def encoded(scene: Path, out: Path, *options: str) -> Manifest:
         return Manifest.unpack(read_head(file))
 
 
-@pytest.mark.parametrize("options", [(), ("--max-error", "60"), ("--skip-clouds", "50")], ids=["", "exact", "skip"])
+@pytest.mark.parametrize("options", [(), ("--skip-clouds", "50")], ids=["", "skip"])
 def test_the_manifest_says_what_each_tile_shows(laid_out: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     manifest = encoded(laid_out, tmp_path / "out.dl", "--land-cover", *options)
     cover = manifest.cover
@@ -75,6 +76,16 @@ def test_the_manifest_says_what_each_tile_shows(laid_out: Path, tmp_path: Path, 
     assert cover.clouds[1] == pytest.approx(25, abs=4)
     assert manifest.settings["cloud_percent"] == pytest.approx(100 * 1.25 / 8, abs=1)
     assert ("clouds_skipped" in manifest.settings) == bool("--skip-clouds" in options)
+
+
+def test_exact_streams_say_it_as_well(tmp_path: Path) -> None:
+    pixels = mosaic([["water", "cloud or snow"]])
+    grid = Grid(256, 512, "uint16", tuple(map(Band, NAMES)), 0)
+    with encode_exact(ArraySource(Scene("exact", (grid,)), pixels), 60, {}, survey=Survey(released_head())) as found:
+        cover = found.manifest.cover
+    assert cover is not None
+    assert [cover.classes[kind] for kind in cover.kinds] == ["water", "cloud or snow"]
+    assert cover.clouds.tolist() == [0, 100]
 
 
 def test_without_the_option_nothing_is_said(laid_out: Path, tmp_path: Path) -> None:
