@@ -3,11 +3,12 @@
 A convolutional GRU (Ballas et al. 2016) goes through the days, gives each back and predicts the next one, which is
 measured beside the simplest prediction: nothing has changed.
 
-Reference-conditioned coding: scene and reference (the last scene of the place that the ground has acknowledged, as the
+Reference-conditioned coding, as the nodes do it (`downlink.prediction`): coefficients are predicted from those of the
+reference, with a gain for each band and subband and a factor for each cell. Beside it, the same with pixels: scene and
+reference (the last scene of the place that the ground has acknowledged, as the
 ground has decoded it) -> a prediction, band by band gain * reference + offset from the scene itself (two numbers per
-band), sharpened or not by a network; what is sent is the difference, through both real nodes, as an int16 scene. Both
-ends use the decoded reference, so nothing drifts; where the ground lacks it, the scene is sent alone. A difference that
-costs more than the scene alone is not sent either.
+band), sharpened or not by a network; what is sent is the difference, through both real nodes, as an int16 scene. A
+difference that costs more than the scene alone is not sent.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from encoder_node.target import Target
 from training.lab.figures import psnr
-from training.lab.nodes import through
+from training.lab.nodes import series_through, through
 from training.lab.places import BANDS, Pixels
 from training.lab.series import Series, test_series, training_series
 from training.lab.tasks.enhance import Enhancer
@@ -74,7 +75,8 @@ def fitted(scene: Pixels, reference: Pixels) -> Pixels:
 
 
 class Task(Reconstruct):
-    """`options.kind`: `recurrent` trains the GRU, `conditioned` a network that sharpens the fitted reference."""
+    """`options.kind`: `recurrent` trains the GRU, `conditioned` a network that sharpens the fitted reference; `fitted`
+    and `nodes` need none."""
 
     def prepare(self) -> None:
         self.series, self.tests = training_series(self.places), test_series(self.places)
@@ -162,4 +164,15 @@ class Task(Reconstruct):
         return {
             "alone_bits": 8 * alone_bytes / samples, "conditioned_bits": 8 * conditioned_bytes / samples,
             "saved_percent": 100 * (1 - conditioned_bytes / alone_bytes), "used": float(used),
+        }  # fmt: skip
+
+    def nodes_saved_bits(self, module: nn.Module) -> dict[str, float]:
+        """The same of what both nodes do by themselves (`--reference last`)."""
+        target = Target(quality=QUALITY)
+        alone = sum(through(scene, target)[0] for series in self.tests for scene in series)
+        conditioned = sum(sum(series_through(series, target)) for series in self.tests)
+        samples = sum(series.size for series in self.tests)
+        return {
+            "alone_bits": 8 * alone / samples, "conditioned_bits": 8 * conditioned / samples,
+            "saved_percent": 100 * (1 - conditioned / alone),
         }  # fmt: skip
