@@ -25,6 +25,7 @@ from decoder_node.decoder import PlaneDecoder
 from downlink import limits
 from downlink.bundle import Bundle, find, find_id, released_names
 from downlink.chunk import ChunkList
+from downlink.cover import UNKNOWN
 from downlink.errors import BundleError, DownlinkError
 from downlink.exact_model import Model
 from downlink.exact_predictor import Predictor
@@ -380,8 +381,10 @@ def released(file: str) -> list[bytes]:
     return found
 
 
-def _facts() -> bytes:
-    return msgspec.msgpack.encode(hostile.facts())
+def _facts() -> list[bytes]:
+    """A manifest without anything that may be left out, and one that says what its nine tiles show."""
+    cover = [0, ["water", "cloud"], bytes([0, 1, UNKNOWN] * 3) + bytes([0, 100, UNKNOWN] * 3)]
+    return [msgspec.msgpack.encode(facts) for facts in (hostile.facts(), hostile.facts(cover=cover))]
 
 
 def _masks() -> list[bytes]:
@@ -399,7 +402,7 @@ TARGETS = {
     ),
     "tables": Target(read_tables, lambda: [bytes.fromhex(str(case["tables"])) for case in symbol_cases()]),
     "manifest": Target(Manifest.unpack, lambda: [stream().packed, *(manifest for _, manifest in hostile.manifests())]),
-    "facts": Target(read_manifest_facts, lambda: [_facts()]),
+    "facts": Target(read_manifest_facts, _facts),
     "pages": Target(read_pages, lambda: hostile.ChunkList.of([b"x" * n for n in range(LISTED)]).pages()),
     "mask": Target(read_mask, _masks),
     "mask bits": Target(read_mask_bits, lambda: [bytes(3 * 40 * 5), b"\xf8" * 600]),
