@@ -7,6 +7,8 @@ catalogue included. Everything has one thread (OMP, BLAS, GDAL, onnxruntime), or
 
 Beside it the ceiling: processes that share nothing (no scheduler, ledger, catalogue or archive) decode the same at the
 same time. Two vCPUs may share a core, a memory bus and its heat: what these do not reach, nothing on this machine can.
+And what a scene costs: CPU seconds of the workers, and of all that is not spread over them (scheduler, ledger, and the
+client with its start), which hardly depend on what else the machine does.
 Rounds of all of them take turns, so that a machine that is busy is so for all; the best of each counts. Scenes are
 lossless by default (`--quality` for the model). The load before each is printed beside the figures.
 """
@@ -17,13 +19,14 @@ import contextlib
 import io
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +86,27 @@ def fill(archive: Path, path: Path, copies: int, quality: float | None) -> int:
     return samples
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Where its scheduler is, and its processes: the scheduler's first."""
+
+    address: str
+    processes: list[subprocess.Popen[bytes]]
+
+    def cpu_s(self) -> tuple[float, float]:
+        """CPU seconds so far: of all workers, of the scheduler."""
+        scheduler, *workers = (_cpu_s(process.pid) for process in self.processes)
+        return sum(workers), scheduler
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextlib.contextmanager
-def cluster(folder: Path, count: int) -> Iterator[str]:
-    """A scheduler and `count` workers as processes; gives the scheduler's address."""
+def cluster(folder: Path, count: int) -> Iterator[Cluster]:
+    """A scheduler and `count` workers as processes."""
     options = ["--host", "127.0.0.1", "--no-dashboard"]
     processes = [_start(folder / "scheduler.log", "distributed.cli.dask_scheduler", *options, "--port", "0")]
     try:
@@ -96,7 +117,7 @@ def cluster(folder: Path, count: int) -> Iterator[str]:
             processes.append(_start(log, "distributed.cli.dask_worker", *more))
         for number in range(count):
             _line(folder / f"worker{number}.log", "Registered to")
-        yield address
+        yield Cluster(address, processes)
     finally:
         for process in processes:
             process.kill()
@@ -120,16 +141,21 @@ def _line(log: Path, text: str) -> str:
     raise click.ClickException(f"{log.name} never said {text!r}: {log.read_text()[-400:]}")
 
 
-def reprocessed(archive: Path, address: str) -> dict[str, Any]:
+def reprocessed(archive: Path, on: Cluster) -> dict[str, Any]:
     """One decoding of the whole archive on a cluster."""
-    load = os.getloadavg()[0]
+    load, (workers, scheduler) = os.getloadavg()[0], on.cpu_s()
+    client = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "decoder_node", "reprocess", "--archive", str(archive), "--json"]
     done = subprocess.run(
-        [*command, "--workers", address], capture_output=True, text=True, env=ENVIRONMENT, check=False
+        [*command, "--workers", on.address], capture_output=True, text=True, env=ENVIRONMENT, check=False
     )
     if done.returncode:
         raise click.ClickException(done.stderr.strip()[-500:])
-    return {**json.loads(done.stdout), "load_before": round(load, 2)}
+    after, (workers_after, scheduler_after) = resource.getrusage(resource.RUSAGE_CHILDREN), on.cpu_s()
+    rest = scheduler_after - scheduler + after.ru_utime + after.ru_stime - client.ru_utime - client.ru_stime
+    found: dict[str, Any] = json.loads(done.stdout)
+    each = {"worker_cpu_s": (workers_after - workers) / found["scenes"], "other_cpu_s": rest / found["scenes"]}
+    return {**found, **{key: round(value, 3) for key, value in each.items()}, "load_before": round(load, 2)}
 
 
 class Alone:
@@ -184,10 +210,10 @@ def main(scene: Path, copies: int, workers: str, times: int, quality: float | No
         archive = folder / "archive"
         archive.mkdir()
         samples = fill(archive, scene, copies, quality)
-        addresses = {}
+        clusters = {}
         for count in counts:
             (folder / str(count)).mkdir()
-            addresses[count] = ending.enter_context(cluster(folder / str(count), count))
+            clusters[count] = ending.enter_context(cluster(folder / str(count), count))
         alone = []
         for number in range(max(counts)):
             shutil.copytree(archive / "streams", folder / f"alone{number}" / "streams")
@@ -197,14 +223,14 @@ def main(scene: Path, copies: int, workers: str, times: int, quality: float | No
         apart: dict[int, list[float]] = {count: [] for count in counts}
         for number in range(times + 1):  # the first one warms up
             for count in counts:
-                run, seconds = reprocessed(archive, addresses[count]), side_by_side(alone[:count])
+                run, seconds = reprocessed(archive, clusters[count]), side_by_side(alone[:count])
                 if number:
                     runs[count].append(run)
                     apart[count].append(seconds)
     rows = []
     for count in counts:
         best = max(runs[count], key=lambda run: run["msamples_per_s"])
-        kept = ("scenes", "seconds", "scenes_per_s", "msamples_per_s", "load_before")
+        kept = ("scenes", "seconds", "scenes_per_s", "msamples_per_s", "worker_cpu_s", "other_cpu_s", "load_before")
         rows.append({"workers": count, **{key: best[key] for key in kept}})
         rows[-1]["apart_msamples_per_s"] = round(count * samples / 1e6 / min(apart[count]), 3)
     for row in rows:
@@ -219,6 +245,9 @@ def main(scene: Path, copies: int, workers: str, times: int, quality: float | No
     for row in rows:
         rate = f"{row['apart_msamples_per_s']:.2f} Msamples/s, {row['apart_times']:.2f}x"
         print(f"{row['workers']} processes that share nothing: {rate}")
+    for row in rows:
+        cost = f"{row['worker_cpu_s']:.3f} s of a worker, {row['other_cpu_s']:.3f} s of scheduler, ledger and client"
+        print(f"{row['workers']} workers: CPU time of a scene: {cost}")
 
 
 if __name__ == "__main__":
