@@ -396,9 +396,12 @@ def test_a_recurrent_network_learns_a_series(lab: Lab) -> None:
 
 def test_a_reference_saves_bits_and_is_never_worse(lab: Lab) -> None:
     """A made series differs in light and noise only: the reference gives all else."""
-    figures, _ = lab.run("sequence", "conditioned, fitted", 1)
+    figures, _ = lab.run("sequence", "difference, fitted", 1)
     assert figures["conditioned_bits"] < 0.8 * figures["alone_bits"]
     assert figures["used"] > 0
+    own, _ = lab.run("sequence", "as the nodes do it", 1)
+    assert own["alone_bits"] == figures["alone_bits"]
+    assert own["conditioned_bits"] < 0.8 * own["alone_bits"]
     scene = np.random.default_rng(1).uniform(100, 3000, (12, 16, 16)).astype(np.float32)
     assert np.abs(sequence.fitted(0.7 * scene + 50, scene) - (0.7 * scene + 50)).max() < 0.1
 
