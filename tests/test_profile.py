@@ -76,7 +76,7 @@ def test_multiplications_are_those_of_the_layers() -> None:
 
 @released
 def test_work_is_counted_from_what_the_encoder_asks() -> None:
-    """The hyper-latents' network sees every plane's 8 x 8 blocks at least once; a wider scene takes no more a sample."""
+    """The hyper-latents' network sees every plane's 8 x 8 blocks at least once, and trials of front ends some again."""
     chosen = bundle.find("universal")
     pixels = scenes.pixels(1, 4, 256, 256, nodata=None)
     found = graphs.work(chosen, pixels, 40.0)
