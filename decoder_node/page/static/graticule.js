@@ -2,6 +2,7 @@
 
 const STEPS = [30, 15, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001];
 const APART_PX = 110;
+const LABEL_PX = 66;
 
 function stepFor(zoom) {
   const degree = (512 * 2 ** zoom) / 360; // pixels
@@ -52,9 +53,12 @@ export function showGraticule(map) {
       span.style.transform = `translate(${x.toFixed(0)}px, ${y.toFixed(0)}px)`;
       labels.push(span);
     };
+    let last = -Infinity;
     for (const lon of between(bounds.getWest(), bounds.getEast(), step)) {
       const { x } = map.project([lon, map.getCenter().lat]);
-      if (x > 70 && x < width - 70) put(longitude(lon, step), x, 0, 'lon');
+      if (x < 70 || x > width - 70 || x - last < LABEL_PX) continue;
+      put(longitude(lon, step), x, 0, 'lon');
+      last = x;
     }
     for (const lat of between(Math.max(-84, bounds.getSouth()), Math.min(84, bounds.getNorth()), step)) {
       const { y } = map.project([map.getCenter().lng, lat]);
