@@ -21,6 +21,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -204,6 +205,7 @@ def side_by_side(processes: list[Alone]) -> float:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(scene: Path, copies: int, workers: str, times: int, quality: float | None, as_json: bool) -> None:
     """Compare the throughput of decoding SCENE for several numbers of Dask workers, and with what the machine can."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # no worker outlives it
     counts = [int(word) for word in workers.split(",")]
     with tempfile.TemporaryDirectory(prefix="scale-") as name, contextlib.ExitStack() as ending:
         folder = Path(name)
