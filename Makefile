@@ -22,7 +22,7 @@ test: .venv/installed-dev   ## every test, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 chaos: .venv/installed-dev   ## kills, cuts, damage and full disks against real nodes, at length (CHAOS_SEED=n replays)
-	CHAOS=long $(BIN)/python -m pytest tests/chaos
+	CHAOS=long $(BIN)/python -m pytest tests/chaos tests/sim
 
 soak: .venv/installed-dev   ## nodes that are killed for MIN=10 minutes, and the books balanced; prints JSON
 	@$(BIN)/python -m tests.chaos.soak --minutes $(MIN)

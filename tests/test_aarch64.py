@@ -132,7 +132,7 @@ def self_test(name):
     return found
 
 def proof(name, settings):
-    return prove(find(name), 60_000, [Setting(*pair) for pair in settings], side=8)
+    return prove(find(name), 24_000, [Setting(*pair) for pair in settings], side=8)
 
 def encode(*arguments):
     digest, real = hashlib.sha256(), PlaneEncoder.decide
@@ -243,7 +243,7 @@ def test_released_bundles_pass_their_self_test(answers: dict[str, Any], name: st
 @pytest.mark.parametrize("name", released_names())
 def test_the_prior_answers_there_as_here(answers: dict[str, Any], name: str) -> None:
     """One hash over symbols, scale indices and means, with no graph optimisation and with all of it and 2 threads."""
-    here = prove(find(name), 60_000, [Setting(*pair) for pair in SETTINGS], side=8)
+    here = prove(find(name), 24_000, [Setting(*pair) for pair in SETTINGS], side=8)
     found = answer(answers, f"proof {name}")
     assert found["agree"]
     assert here["agree"]

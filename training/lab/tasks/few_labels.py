@@ -21,7 +21,7 @@ from training.lab.trial import VALIDATION_PATCHES, Reconstruct
 
 CLASSES = ("water", "forest", "other vegetation", "bare or built-up", "cloud or snow")
 LABELS = (5, 20, 100)
-DRAWS = 3
+DRAWS = 12
 """How often labelled patches are drawn anew: with five of them, luck matters."""
 
 
