@@ -29,7 +29,8 @@ from downlink.exact_site import Offer, Site
 from downlink.exact_table import QUARTERS, exact_tables
 from downlink.exact_tile import TileState
 from downlink.scene import Grid
-from downlink.symbol import SymbolDecoder, SymbolEncoder
+from downlink.symbol import SymbolEncoder
+from downlink.symbol_decoder import SymbolDecoder
 
 LANES_MAX: Final = 256
 """Lanes of a payload: 640 bytes at most."""

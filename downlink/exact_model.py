@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from downlink.errors import Malformed, Unsupported
 from downlink.exact_lattice import CLOSE, COARSE, LEVELS, OWN, PHASES, RING, A, C, Neighbour
 from downlink.exact_table import QUARTERS, exact_tables
-from downlink.symbol import SymbolDecoder, SymbolEncoder
+from downlink.symbol import SymbolEncoder
+from downlink.symbol_decoder import SymbolDecoder
 
 Integers = NDArray[np.int64]
 

@@ -23,7 +23,8 @@ from downlink.errors import Corrupt
 from downlink.prior import Context, Expected, Prior, Symbols
 from downlink.quarter import scatter
 from downlink.spec import PlaneSpec
-from downlink.symbol import SymbolDecoder, SymbolEncoder, TogetherSymbols
+from downlink.symbol import SymbolEncoder
+from downlink.symbol_decoder import SymbolDecoder, TogetherSymbols
 from downlink.table import Tables
 from downlink.walk import Walk
 

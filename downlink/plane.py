@@ -22,7 +22,8 @@ from downlink.accelerator import Mixing
 from downlink.context import rotation
 from downlink.dct import FLAT, SUBBANDS, subband
 from downlink.errors import Malformed
-from downlink.symbol import pack_bits, unpack_bits
+from downlink.symbol import pack_bits
+from downlink.symbol_decoder import unpack_bits
 
 PARTITIONS = ((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 2), (0, 1, 2, 3))
 """Which basis each subband has: from one KLT for all to one for each."""

@@ -23,7 +23,8 @@ from downlink.dct import BLOCK, SUBBANDS
 from downlink.errors import Malformed
 from downlink.exact_table import exact_tables
 from downlink.plane import ALL_BANDS, FrontEnd
-from downlink.symbol import SymbolDecoder, SymbolEncoder
+from downlink.symbol import SymbolEncoder
+from downlink.symbol_decoder import SymbolDecoder
 
 GAIN_ONE: Final = 32
 GAIN_MAX: Final = 63

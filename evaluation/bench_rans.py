@@ -14,7 +14,8 @@ from collections.abc import Callable
 import numpy as np
 
 from downlink import rans
-from downlink.symbol import SymbolDecoder, SymbolEncoder
+from downlink.symbol import SymbolEncoder
+from downlink.symbol_decoder import SymbolDecoder
 from downlink.table import Tables
 
 SEGMENT = 1 << 16

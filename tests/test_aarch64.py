@@ -91,7 +91,8 @@ from downlink import selftest
 from downlink.bundle import find, find_id
 from downlink.errors import BundleError
 from downlink.stream import StreamReader
-from downlink.symbol import SymbolDecoder, SymbolEncoder
+from downlink.symbol import SymbolEncoder
+from downlink.symbol_decoder import SymbolDecoder
 from downlink.table import Tables
 from encoder_node import cli
 from encoder_node.encoder import PlaneEncoder

@@ -11,7 +11,8 @@ from downlink import rans
 from downlink.errors import Corrupt
 from downlink.lanes import Stream, encode_together
 from downlink.rans import ENTRIES
-from downlink.symbol import SymbolDecoder, SymbolEncoder, TogetherSymbols, finish_together
+from downlink.symbol import SymbolEncoder, finish_together
+from downlink.symbol_decoder import SymbolDecoder, TogetherSymbols
 from tests.priors import made_tables
 
 TABLES = made_tables()

@@ -8,7 +8,8 @@ import pytest
 from downlink.bundle import find
 from downlink.errors import BundleError
 from downlink.lookup import Lookup
-from downlink.symbol import SymbolDecoder, SymbolEncoder, lookup_of
+from downlink.symbol import SymbolEncoder, lookup_of
+from downlink.symbol_decoder import SymbolDecoder
 from downlink.table import Tables
 from tests.priors import made_tables
 

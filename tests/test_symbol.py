@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from downlink.errors import Corrupt, StreamError
-from downlink.symbol import SymbolDecoder, SymbolEncoder, pack_bits, unpack_bits
+from downlink.symbol import SymbolEncoder, pack_bits
+from downlink.symbol_decoder import SymbolDecoder, unpack_bits
 from downlink.table import MAX_MEAN, MAX_VALUE, Tables
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "v1").glob("symbols-*.json"))

@@ -57,7 +57,8 @@ from downlink.ranges import Range
 from downlink.request import Cancel, Install, Refine, Rollback, SetPriority, SetTarget, pack, unpack
 from downlink.session import EdgeSession
 from downlink.stream import StreamReader
-from downlink.symbol import SymbolDecoder, SymbolEncoder
+from downlink.symbol import SymbolEncoder
+from downlink.symbol_decoder import SymbolDecoder
 from downlink.table import Tables
 from encoder_node.encoder import PlaneEncoder
 from encoder_node.pipeline import encode_scene
