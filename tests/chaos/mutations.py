@@ -42,14 +42,14 @@ MUTATIONS: Final = (
         "        return [Commit(held)] if held else []",
         "        early: list[GroundAction] = [Send(Ack(i.scene_id, runs_of(n))) for i, n in _by_scene(held)]\n"
         "        return [*early, Commit(held)] if held else []",
-        "tests/test_session.py::test_nothing_is_acknowledged_before_it_is_committed",
+        "tests/test_session_ground.py::test_nothing_is_acknowledged_before_it_is_committed",
     ),
     Mutation(
         "the ground ignores a chunk's checksum",
         "downlink/incoming.py",
         "        except Corrupt as error:\n            return str(error)\n        return None",
         "        except Corrupt:\n            return None\n        return None",
-        "tests/test_session.py::test_a_damaged_chunk_is_neither_stored_nor_acknowledged",
+        "tests/test_session_ground.py::test_a_damaged_chunk_is_neither_stored_nor_acknowledged",
     ),
     Mutation(
         "nobody compares the hash over a whole scene",
@@ -100,7 +100,7 @@ MUTATIONS: Final = (
         "downlink/session_edge.py",
         "            if frame.payload_sha256 != scene.payload_sha256:",
         "            if False:",
-        "tests/test_session.py::test_nothing_is_forgotten_for_a_durable_without_the_manifests_hash",
+        "tests/test_session_edge.py::test_nothing_is_forgotten_for_a_durable_without_the_manifests_hash",
     ),
     Mutation(
         "the ground talks to peers without a certificate",
